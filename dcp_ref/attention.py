@@ -1,0 +1,32 @@
+"""Attention over what is left (paper, equation 7): softmax(q k^T scale + log I) v, over j <= i."""
+
+import numpy as np
+
+from .layers import softmax, softmax_backward
+
+
+def attention(q, k, v, log_i, scale):  # [..., H, T, D] x 3, [..., T, T] -> [..., H, T, D]
+    """One mask serves all heads. log I = 0 changes nothing; log I = -inf gives a weight of exactly 0."""
+    a = q @ k.swapaxes(-1, -2)
+    a *= scale
+    a += np.where(np.tri(a.shape[-1], dtype=bool), log_i, -np.inf)[..., None, :, :]
+    p, _ = softmax(a)
+    return p @ v, (q, k, v, p, scale)
+
+
+def attention_backward(dy, saved):  # [..., H, T, D] -> [..., H, T, D] x 3, [..., T, T]
+    q, k, v, p, scale = saved
+    dp, dv = dy @ v.swapaxes(-1, -2), p.swapaxes(-1, -2) @ dy  # y = p @ v
+    da = softmax_backward(dp, p)  # p = softmax(a)
+    dlog_i = da.sum(-3)  # a = q @ k.T * scale + log_i, which the heads share
+    da *= scale
+    return da @ k, da.swapaxes(-1, -2) @ q, dv, dlog_i
+
+
+def split_heads(x, n_head):  # [..., T, C] -> [..., H, T, D]
+    return x.reshape(*x.shape[:-1], n_head, -1).swapaxes(-3, -2)
+
+
+def merge_heads(x):  # [..., H, T, D] -> [..., T, C]
+    x = x.swapaxes(-3, -2)
+    return x.reshape(*x.shape[:-2], -1)

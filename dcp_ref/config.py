@@ -1,0 +1,87 @@
+"""The shape of a model, and the glossary: these letters mean the same thing in every file.
+
+    B  batch                        C  n_embd                     L  n_layer
+    T  query tokens                 H  n_head                     V  vocab_size
+    S  slots of a cache             D  head_dim = C / H           r  int_n_embd
+    N  live tokens, or the rows of a ragged batch
+    i  the attending token (query)      j <= i  the attended one (key)
+
+    s[i, j]     interaction score                     keep[i, j]  alpha_sigmoid(s[i, j])
+    I[i, j]     product of keep[j+1 .. i, j]: how much of token j is left when token i attends
+    log_I       its logarithm: 0 is kept, -inf is dropped
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+ACTIVATIONS = ("gelu_new", "gelu", "relu")
+
+
+@dataclass(frozen=True)
+class Config:
+    """GPT-2's `config.json` under its Hugging Face names (defaults: GPT2Config's), and two of the paper's.
+
+    `int_n_embd` is the width r of the interaction queries and keys; None is a plain GPT-2, which keeps everything.
+    With `propagate_in_depth` a token that one layer drops is dropped by all later layers too.
+    Raises ValueError, naming the field, when a value is impossible.
+    """
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    tie_word_embeddings: bool = True
+    eos_token_id: int | None = 50256
+    int_n_embd: int | None = None
+    propagate_in_depth: bool = False
+
+    def __post_init__(self) -> None:
+        positive = ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head"]
+        positive += [name for name in ("n_inner", "int_n_embd") if getattr(self, name) is not None]
+        for name in positive:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"config: {name} must be a positive integer, not {value!r}")
+        for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tie_word_embeddings",
+                     "propagate_in_depth"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"config: {name} must be true or false, not {getattr(self, name)!r}")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"config: n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
+        if self.activation_function not in ACTIVATIONS:
+            raise ValueError(f"config: activation_function {self.activation_function!r} is not one of {ACTIVATIONS}")
+        epsilon = self.layer_norm_epsilon
+        if not isinstance(epsilon, (int, float)) or not 0 < epsilon < 1:
+            raise ValueError(f"config: layer_norm_epsilon must be between 0 and 1, not {epsilon!r}")
+        eos = self.eos_token_id
+        if eos is not None and (not isinstance(eos, int) or isinstance(eos, bool)):
+            raise ValueError(f"config: eos_token_id must be an integer or null, not {eos!r}")
+
+    @classmethod
+    def from_dict(cls, fields: dict) -> "Config":
+        """A parsed `config.json`; fields that we do not know are ignored, absent ones take the defaults."""
+        return cls(**{f.name: fields[f.name] for f in dataclasses.fields(cls) if f.name in fields})
+
+    def to_dict(self) -> dict:
+        """What `config.json` holds, readable by transformers."""
+        return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **dataclasses.asdict(self)}
+
+    @property
+    def head_dim(self) -> int:  # D
+        return self.n_embd // self.n_head
+
+    @property
+    def inner_dim(self) -> int:
+        """Width of the feed-forward layer."""
+        return 4 * self.n_embd if self.n_inner is None else self.n_inner
+
+    def attention_scale(self, layer: int) -> float:
+        """What q . k is multiplied by in this layer: 1 / sqrt(D), unless the config says otherwise."""
+        scale = self.head_dim**-0.5 if self.scale_attn_weights else 1.0
+        return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale

@@ -1,0 +1,168 @@
+"""Checkpoint files: read with every byte accounted for, replaced together or not at all. Nothing is ever unpickled."""
+
+import contextlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+SHIPPED = Path(__file__).parent / "models"
+PREFIX = "transformer."
+HEAD = "lm_head.weight"  # the only name without the prefix
+BUFFER = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")  # causal masks that older files store
+SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)  # no slash: an index must not lead out of its directory
+STORED = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # safetensors' names; NumPy has no bfloat16
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: the message names the file, the tensor and what to do."""
+
+
+def find_model(path_or_name: str | os.PathLike[str]) -> Path:
+    """The directory of that path, or else of the shipped model of that name. Raises CheckpointError."""
+    directory = Path(path_or_name)
+    if directory.is_dir():
+        return directory
+    if directory.exists():
+        raise CheckpointError(f"{directory}: a file; give the directory that holds it")
+    if str(path_or_name) in shipped_models():
+        return SHIPPED / path_or_name
+    raise CheckpointError(
+        f"{directory}: no such directory, nor a shipped model of that name (there are {shipped_models()})"
+    )
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that the package holds."""
+    return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises CheckpointError."""
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: missing; a checkpoint directory needs it") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: not readable as JSON ({error}); download it again") from None
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{file}: must hold a JSON object, not a {type(fields).__name__}; download it again")
+    return fields
+
+
+def read_tensors(directory: Path) -> tuple[dict[str, np.ndarray], Callable[[str], str]]:
+    """All tensors of a checkpoint, buffers left out, under their names without `transformer.`; 16 bits widened to 32.
+
+    Also returns where(name): the file that a tensor is from, or should be. Raises CheckpointError.
+    """
+    files = _weight_files(directory)
+    tensors: dict[str, np.ndarray] = {}
+    sources: dict[str, Path] = {}
+    for file in files:
+        for full_name, array in _read_file(file).items():
+            name = full_name.removeprefix(PREFIX)
+            if name in tensors:
+                raise CheckpointError(f"{file}: {full_name} is there twice (also in {sources[name]}); remove one")
+            tensors[name], sources[name] = array, file
+    main = files[0] if len(files) == 1 else directory / "model.safetensors.index.json"
+    return tensors, lambda name: str(sources.get(name, main))
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """model.safetensors, or else the shards that model.safetensors.index.json lists."""
+    whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if whole.exists():
+        return [whole]
+    if not index.exists():
+        raise CheckpointError(f"{whole}: missing; {_instead(directory)}")
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise CheckpointError(f"{index}: has no weight_map; download it again")
+    for tensor, shard in shards.items():
+        if not isinstance(shard, str) or not SHARD.fullmatch(shard):
+            raise CheckpointError(f"{index}: {tensor}: {shard!r} is not the plain name of a .safetensors file")
+        if not (directory / shard).exists():
+            raise CheckpointError(f"{index}: {tensor}: its file {shard} is missing; download it")
+    return [directory / shard for shard in sorted(set(shards.values()))]
+
+
+def _instead(directory: Path) -> str:
+    pickles = [file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in sorted(directory.glob(pattern))]
+    if not pickles:
+        return "download it"
+    return (f"{pickles[0]} is a pickle, which can run code, so it is never read. If you trust it, convert it with "
+            f"transformers: GPT2LMHeadModel.from_pretrained({str(directory)!r}).save_pretrained(NEW_DIRECTORY)")
+
+
+def _read_file(file: Path) -> dict[str, np.ndarray]:
+    try:
+        with safe_open(file, framework="numpy"):  # checks header, offsets and length; but it cannot give bfloat16,
+            raw = np.asarray(np.memmap(file, np.uint8, "r"))  # so we read the tensors themselves
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: not a whole safetensors file ({error}); download it again") from None
+    start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
+    tensors = {}
+    for name, entry in json.loads(raw[8:start].tobytes()).items():
+        if name == "__metadata__" or BUFFER.fullmatch(name):
+            continue
+        if entry["dtype"] not in STORED:
+            raise CheckpointError(f"{file}: {name} is stored as {entry['dtype']}; store it as one of {list(STORED)}")
+        first, end = entry["data_offsets"]
+        stored = raw[start + first : start + end].view(STORED[entry["dtype"]]).reshape(entry["shape"])
+        tensors[name] = _widened(stored)
+    return tensors
+
+
+def _widened(stored: np.ndarray) -> np.ndarray:
+    """A copy in float32, or in float64 if it was that; 16 bare bits are bfloat16, the upper half of a float32."""
+    if stored.dtype != np.uint16:
+        return np.array(stored, np.float64 if stored.itemsize == 8 else np.float32)
+    wide = np.empty(stored.shape, np.float32)
+    np.left_shift(stored, 16, out=wide.view(np.uint32), dtype=np.uint32)
+    return wide
+
+
+def write_tensors(file: Path, tensors: dict[str, np.ndarray]) -> None:
+    """Write a safetensors file with the names that transformers reads. Raises OSError."""
+    file.touch()
+    mode = file.stat().st_mode
+    named = {name if name == HEAD else PREFIX + name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    try:
+        save_file(named, file, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{file}: cannot be written ({error})") from None
+    file.chmod(mode)  # save_file leaves it unreadable for everybody else
+
+
+@contextlib.contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+    """A temporary directory to write files in; when the block ends well they move into `directory`.
+
+    All of them are on the disk before the first one is replaced, so a full disk leaves the old files as they were.
+    A kill leaves every file whole, old or new, and a directory `.saving-*` that may be deleted.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as temporary:
+        yield Path(temporary)
+        written = sorted(Path(temporary).iterdir())
+        for file in written:
+            _flush(file)
+        for file in written:
+            os.replace(file, directory / file.name)
+    _flush(directory)
+
+
+def _flush(path: Path) -> None:
+    """Have the system put a file, or the names in a directory, on the disk now."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,109 @@
+"""The layers of GPT-2, each a forward and, right below, its backward.
+
+`y, saved = f(x, ...)` and `dx, ... = f_backward(dy, saved)`, where dy is d loss / dy. Shapes are written without the
+batch: `...` stands for any leading axes. The dtype is the input's.
+"""
+
+import math
+
+import numpy as np
+
+
+def linear(x, w, b):  # [..., C], [C, K], [K] -> [..., K]
+    """x W + b, with W stored [in, out] as GPT-2's Conv1D does."""
+    return x @ w + b, (x, w)
+
+
+def linear_backward(dy, saved):  # [..., K] -> [..., C], [C, K], [K]
+    x, w = saved
+    dx = dy @ w.T  # y = x @ w + b
+    dw, db = project_backward(dy, x), dy.reshape(-1, dy.shape[-1]).sum(0)
+    return dx, dw, db
+
+
+def project_backward(dy, x):  # [..., K], [..., C] -> [C, K]
+    """The gradient of w in y = x @ w."""
+    return x.reshape(-1, x.shape[-1]).T @ dy.reshape(-1, dy.shape[-1])
+
+
+def layer_norm(x, g, b, epsilon):  # [..., C], [C], [C] -> [..., C]
+    """(x - mean) / sqrt(variance + epsilon) * g + b, over the last axis."""
+    centred = x - x.mean(-1, keepdims=True)
+    rstd = 1 / np.sqrt((centred * centred).mean(-1, keepdims=True) + epsilon)
+    n = centred * rstd
+    return n * g + b, (n, rstd, g)
+
+
+def layer_norm_backward(dy, saved):  # [..., C] -> [..., C], [C], [C]
+    n, rstd, g = saved
+    leading = tuple(range(dy.ndim - 1))
+    dg, db = (dy * n).sum(leading), dy.sum(leading)  # y = n * g + b
+    dn = dy * g
+    # n = (x - mean) * rstd: the mean and the variance each take out one direction
+    dx = rstd * (dn - dn.mean(-1, keepdims=True) - n * (dn * n).mean(-1, keepdims=True))
+    return dx, dg, db
+
+
+def activation(x, kind):  # any shape
+    """`gelu_new` (GPT-2's tanh form), `gelu` (exact, with erf) or `relu`; saved is the derivative dy/dx."""
+    if kind == "relu":
+        return np.maximum(x, 0), (x > 0).astype(x.dtype)
+    if kind == "gelu":
+        cdf = ((1 + erf(x / math.sqrt(2))) / 2).astype(x.dtype)
+        return x * cdf, cdf + x * np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+    a, b = math.sqrt(2 / math.pi), 0.044715
+    t = np.tanh(a * x * (1 + b * x * x))
+    return x * (1 + t) / 2, (1 + t + x * (1 - t * t) * a * (1 + 3 * b * x * x)) / 2
+
+
+def activation_backward(dy, saved):  # any shape
+    return dy * saved
+
+
+erf = np.vectorize(math.erf, otypes=[np.float64])  # NumPy has none; exact, and slow: only `gelu` models pay
+
+
+def softmax(a):  # [..., n] -> [..., n]
+    """exp(a) / sum exp(a) over the last axis; -inf gives exactly 0. A row must have a finite entry."""
+    e = np.exp(a - a.max(-1, keepdims=True))
+    e /= e.sum(-1, keepdims=True)
+    return e, e
+
+
+def softmax_backward(dp, saved):  # [..., n] -> [..., n]
+    p = saved
+    da = dp - np.einsum("...n,...n->...", dp, p)[..., None]  # p_i = exp(a_i) / sum exp(a)
+    da *= p
+    return da
+
+
+def embedding(ids, wte, wpe):  # [..., T], [V, C], [n_positions, C] -> [..., T, C]
+    """Token plus position embedding, of tokens at positions 0 to T-1."""
+    return wte[ids] + wpe[: ids.shape[-1]], (ids, wte, wpe)
+
+
+def embedding_backward(dy, saved):  # [..., T, C] -> [V, C], [n_positions, C]
+    ids, wte, wpe = saved
+    dwte, dwpe = np.zeros_like(wte), np.zeros_like(wpe)
+    np.add.at(dwte, ids, dy)  # a token that occurs twice gets both gradients
+    dwpe[: ids.shape[-1]] = dy.reshape(-1, *dy.shape[-2:]).sum(0)
+    return dwte, dwpe
+
+
+def cross_entropy(logits, targets):  # [..., V], [...] -> scalar
+    """Mean of -log softmax(logits)[target] in nats over the targets that are not -1."""
+    counted = targets != -1
+    shifted = logits - logits.max(-1, keepdims=True)
+    log_z = np.log(np.exp(shifted).sum(-1))
+    nll = log_z - np.take_along_axis(shifted, np.where(counted, targets, 0)[..., None], -1)[..., 0]
+    n = max(counted.sum(), 1)
+    return nll[counted].sum() / n, (shifted, log_z, targets, counted, n)
+
+
+def cross_entropy_backward(dloss, saved):  # scalar -> [..., V]
+    shifted, log_z, targets, counted, n = saved
+    dlogits = np.exp(shifted - log_z[..., None])
+    at = np.where(counted, targets, 0)[..., None]
+    np.put_along_axis(dlogits, at, np.take_along_axis(dlogits, at, -1) - 1, -1)  # nll = log_z - logits[target]
+    dlogits *= (counted * (dloss / n)).astype(dlogits.dtype)[..., None]
+    return dlogits

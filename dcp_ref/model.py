@@ -1,0 +1,191 @@
+"""GPT-2 with dynamic context pruning, top to bottom: a block, the model, the loss and its gradients.
+
+`params` is a flat dict of arrays under Hugging Face's names: nothing else is hidden anywhere. A block's own
+parameters are read from a view of it, `p["attn.c_attn.weight"]` for `h.3.attn.c_attn.weight`.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from .attention import attention, attention_backward, merge_heads, split_heads
+from .config import Config
+from .interaction import (
+    log_mask,
+    log_mask_backward,
+    scores,
+    scores_backward,
+    sparsity,
+    sparsity_backward,
+)
+from .layers import (
+    activation,
+    activation_backward,
+    cross_entropy,
+    cross_entropy_backward,
+    embedding,
+    embedding_backward,
+    layer_norm,
+    layer_norm_backward,
+    linear,
+    linear_backward,
+    project_backward,
+)
+
+Params = dict[str, np.ndarray]
+
+
+class Forward(NamedTuple):
+    """What `forward` returns: `logits` [B, T, V], and `interaction` [L, B, T, T], each layer's own I."""
+
+    logits: np.ndarray
+    interaction: np.ndarray
+
+
+class Loss(NamedTuple):
+    """`total` = `cross_entropy` (nats a token) + gamma * `sparsity` (R, the mean of I over layers and pairs j < i)."""
+
+    total: float
+    cross_entropy: float
+    sparsity: float
+
+
+def forward(params: Params, ids, config: Config, alpha: float = math.inf) -> Forward:  # [B, T]
+    """The dense forward: every pair is scored, and what is dropped is masked. alpha = inf is inference.
+
+    `interaction` is 1 on and above the diagonal, and all ones for a model without interaction weights.
+    Raises ValueError when ids are not integers [B, T] in [0, V), or T exceeds n_positions.
+    """
+    logits, log_i, _ = _gpt2(params, _checked(ids, config), config, alpha)
+    return Forward(logits, np.exp(log_i))
+
+
+def loss_and_grads(
+    params: Params, ids, targets, config: Config, alpha: float, gamma: float
+) -> tuple[Loss, Params]:  # [B, T], [B, T]
+    """The training loss and its gradient, under the same names as `params`. Targets of -1 are ignored.
+
+    Raises ValueError as `forward` does, and when `targets` do not fit `ids`.
+    """
+    ids = _checked(ids, config)
+    targets = _checked(targets, config, "targets", lowest=-1)
+    if targets.shape != ids.shape:
+        raise ValueError(f"targets {list(targets.shape)} must have the shape of ids {list(ids.shape)}")
+    logits, log_i, saved = _gpt2(params, ids, config, alpha)
+    ce, saved_ce = cross_entropy(logits, targets)
+    r, saved_r = sparsity(log_i)
+    dlogits = cross_entropy_backward(1.0, saved_ce)
+    dlog_i = sparsity_backward(gamma, saved_r)
+    return Loss(float(ce + gamma * r), float(ce), float(r)), _gpt2_backward(dlogits, dlog_i, saved, config)
+
+
+def _gpt2(params, ids, config, alpha):  # [B, T] -> [B, T, V], [L, B, T, T]
+    x, saved_embedding = embedding(ids, params["wte.weight"], params["wpe.weight"])
+    own, saved_blocks = [], []
+    log_i = 0.0  # the mask handed down from earlier layers
+    for layer in range(config.n_layer):
+        x, log_own, log_i, saved = _block(x, log_i, block_params(params, layer), config, layer, alpha)
+        own.append(log_own)
+        saved_blocks.append(saved)
+    x, saved_ln = layer_norm(x, params["ln_f.weight"], params["ln_f.bias"], config.layer_norm_epsilon)
+    head = params["wte.weight"] if config.tie_word_embeddings else params["lm_head.weight"]
+    return x @ head.T, np.stack(own), (saved_embedding, saved_blocks, saved_ln, x, head)
+
+
+def _gpt2_backward(dlogits, dlog_own, saved, config):  # [B, T, V], [L, B, T, T] -> grads
+    saved_embedding, saved_blocks, saved_ln, x, head = saved
+    grads = {}
+    dhead = project_backward(x, dlogits)  # logits = x @ head.T
+    dx, grads["ln_f.weight"], grads["ln_f.bias"] = layer_norm_backward(dlogits @ head, saved_ln)
+    dlog_i = 0.0  # what later layers want of the mask that was handed to them
+    for layer in reversed(range(config.n_layer)):
+        dx, dlog_i, block_grads = _block_backward(dx, dlog_own[layer], dlog_i, saved_blocks[layer], config)
+        grads |= {f"h.{layer}.{name}": grad for name, grad in block_grads.items()}
+    grads["wte.weight"], grads["wpe.weight"] = embedding_backward(dx, saved_embedding)
+    if config.tie_word_embeddings:
+        grads["wte.weight"] += dhead
+    else:
+        grads["lm_head.weight"] = dhead
+    return grads
+
+
+def _block(x, log_handed, p, config, layer, alpha):  # [B, T, C], [B, T, T] -> [B, T, C], [B, T, T] x 2
+    """One layer: x + attention(ln_1(x)), then + mlp(ln_2(x)). Also its own log I, and the one to hand on."""
+    n, saved_ln_1 = layer_norm(x, p["ln_1.weight"], p["ln_1.bias"], config.layer_norm_epsilon)
+    log_own, saved_mask = _own_log_mask(n, p, config, alpha)
+    log_i = log_handed + log_own if config.propagate_in_depth else log_own
+    qkv, saved_qkv = linear(n, p["attn.c_attn.weight"], p["attn.c_attn.bias"])
+    q, k, v = (split_heads(part, config.n_head) for part in np.split(qkv, 3, axis=-1))
+    y, saved_attention = attention(q, k, v, log_i, config.attention_scale(layer))
+    y, saved_proj = linear(merge_heads(y), p["attn.c_proj.weight"], p["attn.c_proj.bias"])
+    x = x + y
+    y, saved_mlp = mlp(x, p, config)
+    return x + y, log_own, log_i, (saved_ln_1, saved_mask, saved_qkv, saved_attention, saved_proj, saved_mlp)
+
+
+def _block_backward(dx, dlog_own, dlog_later, saved, config):  # [B, T, C], [B, T, T] x 2 -> [B, T, C], [B, T, T], grads
+    saved_ln_1, saved_mask, saved_qkv, saved_attention, saved_proj, saved_mlp = saved
+    grads = {}
+    dx = dx + mlp_backward(dx, saved_mlp, grads)  # x + mlp(x)
+    dy, grads["attn.c_proj.weight"], grads["attn.c_proj.bias"] = linear_backward(dx, saved_proj)
+    *dqkv, dlog_i = attention_backward(split_heads(dy, config.n_head), saved_attention)
+    dqkv = np.concatenate([merge_heads(part) for part in dqkv], axis=-1)
+    dn, grads["attn.c_attn.weight"], grads["attn.c_attn.bias"] = linear_backward(dqkv, saved_qkv)
+    dlog_handed = dlog_i + dlog_later if config.propagate_in_depth else 0.0  # log_i = log_handed + log_own
+    if saved_mask:
+        dn += _own_log_mask_backward(dlog_own + dlog_i + dlog_later, saved_mask, grads)
+    dx_attn, grads["ln_1.weight"], grads["ln_1.bias"] = layer_norm_backward(dn, saved_ln_1)
+    return dx + dx_attn, dlog_handed, grads
+
+
+def _own_log_mask(n, p, config, alpha):  # [B, T, C] -> [B, T, T]
+    if config.int_n_embd is None:  # a plain GPT-2 keeps everything
+        return np.zeros((*n.shape[:-1], n.shape[-2]), n.dtype), None
+    s, saved_scores = scores(n, p["attn.q_int.weight"], p["attn.k_int.weight"], p["attn.int_bias"])
+    log_own, saved_gate = log_mask(s, alpha)
+    return log_own, (saved_scores, saved_gate)
+
+
+def _own_log_mask_backward(dlog_own, saved, grads):  # [B, T, T] -> [B, T, C]
+    saved_scores, saved_gate = saved
+    ds = log_mask_backward(dlog_own, saved_gate)
+    names = ("attn.q_int.weight", "attn.k_int.weight", "attn.int_bias")
+    dn, *grads_of_scores = scores_backward(ds, saved_scores)
+    grads.update(zip(names, grads_of_scores, strict=True))
+    return dn
+
+
+def mlp(x, p, config):  # [B, T, C] -> [B, T, C]
+    n, saved_ln = layer_norm(x, p["ln_2.weight"], p["ln_2.bias"], config.layer_norm_epsilon)
+    hidden, saved_fc = linear(n, p["mlp.c_fc.weight"], p["mlp.c_fc.bias"])
+    hidden, saved_act = activation(hidden, config.activation_function)
+    y, saved_proj = linear(hidden, p["mlp.c_proj.weight"], p["mlp.c_proj.bias"])
+    return y, (saved_ln, saved_fc, saved_act, saved_proj)
+
+
+def mlp_backward(dy, saved, grads):  # [B, T, C] -> [B, T, C]
+    saved_ln, saved_fc, saved_act, saved_proj = saved
+    dhidden, grads["mlp.c_proj.weight"], grads["mlp.c_proj.bias"] = linear_backward(dy, saved_proj)
+    dhidden = activation_backward(dhidden, saved_act)
+    dn, grads["mlp.c_fc.weight"], grads["mlp.c_fc.bias"] = linear_backward(dhidden, saved_fc)
+    dx, grads["ln_2.weight"], grads["ln_2.bias"] = layer_norm_backward(dn, saved_ln)
+    return dx
+
+
+def block_params(params: Params, layer: int) -> Params:
+    """The parameters of one layer, under their names within it."""
+    prefix = f"h.{layer}."
+    return {name.removeprefix(prefix): value for name, value in params.items() if name.startswith(prefix)}
+
+
+def _checked(ids, config, what="ids", lowest=0):  # -> integers [B, T]
+    ids = np.asarray(ids)
+    if ids.ndim != 2 or ids.size == 0 or ids.dtype.kind not in "iu":
+        raise ValueError(f"{what} must be integers [B, T], not {ids.dtype} {list(ids.shape)}")
+    if ids.shape[1] > config.n_positions:
+        raise ValueError(f"{what}: {ids.shape[1]} tokens are more than n_positions ({config.n_positions})")
+    if ids.min() < lowest or ids.max() >= config.vocab_size:
+        bad = int(ids[(ids < lowest) | (ids >= config.vocab_size)].flat[0])
+        raise ValueError(f"{what}: {bad} is not in [{lowest}, {config.vocab_size})")
+    return ids

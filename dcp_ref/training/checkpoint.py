@@ -1,0 +1,85 @@
+"""The files of a training run. Each is replaced as a whole, so that a kill at any moment leaves a state to resume.
+
+    tokenizer.json, train.npy, valid.npy   made once, before the first step
+    checkpoint.safetensors                 step, config, parameters and optimizer state: what a run resumes from
+    settings.json                          written last of these: the directory is ready
+    metrics.jsonl                          one row a step; those beyond the checkpoint go when a run resumes
+    config.json, model.safetensors         the model, for dcp_ref.load; rewritten before each checkpoint
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from .. import files
+from ..config import Config
+from .optimizer import Params
+
+CHECKPOINT, SETTINGS, METRICS = "checkpoint.safetensors", "settings.json", "metrics.jsonl"
+
+
+class TrainingError(RuntimeError):
+    """A run that had to stop; its directory still holds the last checkpoint."""
+
+
+@dataclass
+class State:
+    """All that a step changes. `step` counts the steps taken."""
+
+    step: int
+    config: Config
+    params: Params
+    m: Params
+    v: Params
+
+    @classmethod
+    def fresh(cls, config: Config, params: Params) -> "State":
+        """Before the first step: float32 copies of `params`, no momentum."""
+        own = {name: np.array(p, np.float32) for name, p in params.items()}
+        return cls(0, config, own, *({name: np.zeros_like(p) for name, p in own.items()} for _ in range(2)))
+
+
+def save_state(directory: Path, state: State) -> None:
+    """Write checkpoint.safetensors."""
+    groups = {"params": state.params, "m": state.m, "v": state.v}
+    tensors = {f"{group}/{name}": array for group, arrays in groups.items() for name, array in arrays.items()}
+    metadata = {"state": json.dumps({"step": state.step, "config": state.config.to_dict()})}  # one key: no random order
+    with files.replacing(directory) as temporary:
+        (temporary / CHECKPOINT).write_bytes(save(tensors, metadata))
+
+
+def load_state(directory: Path) -> State:
+    """Read checkpoint.safetensors; raises TrainingError when that is no checkpoint."""
+    groups: dict[str, Params] = {"params": {}, "m": {}, "v": {}}
+    try:
+        with safe_open(directory / CHECKPOINT, framework="numpy") as file:
+            stored = json.loads(file.metadata()["state"])
+            for key in file.keys():  # noqa: SIM118 - it is no dict
+                group, name = key.split("/")
+                groups[group][name] = file.get_tensor(key)
+        return State(stored["step"], Config.from_dict(stored["config"]), **groups)
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise TrainingError(f"{directory / CHECKPOINT} cannot be read ({error}): start afresh elsewhere") from error
+
+
+def append_metrics(directory: Path, row: dict) -> None:
+    """Add a row to metrics.jsonl."""
+    with (directory / METRICS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # no checkpoint may be ahead of its rows
+
+
+def truncate_metrics(directory: Path, step: int) -> float:
+    """Keep the rows of the first `step` steps. Returns the seconds they took."""
+    path = directory / METRICS
+    rows = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    rows = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= step]
+    with files.replacing(directory) as temporary:
+        (temporary / METRICS).write_text("".join(rows), encoding="utf-8")
+    return json.loads(rows[-1])["seconds"] if rows else 0.0

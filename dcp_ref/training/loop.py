@@ -1,0 +1,126 @@
+"""The training loop: dcp_ref.training.train(TrainSettings(text=["book.txt"], out="model"))."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from .. import files, weights
+from . import blas, checkpoint, data
+from .checkpoint import State, TrainingError
+from .settings import TrainSettings
+from .step import perplexity, train_step
+
+
+def train(settings: TrainSettings, progress: bool = True) -> None:
+    """Train a model, or go on with a run that was stopped: the result is the same, bit for bit.
+
+    Raises ValueError for settings that cannot work, before anything is written, and TrainingError when the run has
+    to stop: the disk is full, or the loss is not finite. Ctrl-C saves the state after the step under way.
+    """
+    out = Path(settings.out)
+    with ThreadPoolExecutor(settings.threads or os.cpu_count()) as pool, blas.one_thread(), explained_disk_errors(out):
+        if (out / checkpoint.SETTINGS).exists():
+            settings.check_same(json.loads((out / checkpoint.SETTINGS).read_text(encoding="utf-8")))
+        else:
+            prepare(settings, out, pool)
+        state = checkpoint.load_state(out)
+        if state.step == settings.steps:
+            say(f"{out}: already finished ({state.step} steps)", progress)
+        else:
+            run(settings, out, state, pool, progress)
+
+
+def prepare(settings: TrainSettings, out: Path, pool: Executor) -> None:
+    """Check everything, then write all that a run starts from; settings.json comes last and says that it is there."""
+    for name in ("model.safetensors", "config.json"):
+        if (out / name).exists():
+            raise ValueError(f"out: {out} holds {name} but no {checkpoint.SETTINGS}; give another directory")
+    model = None if settings.init is None else weights.load(settings.init)
+    if model is not None and model.tokenizer is None:
+        raise ValueError(f"init: {settings.init} has no tokenizer")
+    config = settings.with_pruning(settings.base_config() if model is None else model.config)
+    given = None if model is None else model.tokenizer
+    tokenizer, train_tokens, valid_tokens = data.load_tokens(settings, given, settings.context_of(config), pool)
+    if model is None:
+        config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id)
+    params = weights.init_params(config, settings.seed) | ({} if model is None else model.params)
+    with files.replacing(out) as temporary:
+        tokenizer.save(temporary)
+        np.save(temporary / "train.npy", train_tokens)
+        np.save(temporary / "valid.npy", valid_tokens)
+    checkpoint.save_state(out, State.fresh(config, params))
+    with files.replacing(out) as temporary:
+        (temporary / checkpoint.SETTINGS).write_text(json.dumps(settings.to_dict(), indent=1), encoding="utf-8")
+
+
+def run(settings: TrainSettings, out: Path, state: State, pool: Executor, progress: bool) -> None:
+    """Take the steps that are left, saving now and then."""
+    tokens, valid = (np.load(out / name, mmap_mode="r") for name in ("train.npy", "valid.npy"))
+    context = settings.context_of(state.config)
+    for unfinished in out.glob(".saving-*"):  # what a kill while saving leaves
+        shutil.rmtree(unfinished)
+    began = time.monotonic() - checkpoint.truncate_metrics(out, state.step)
+    bar = tqdm(initial=state.step, total=settings.steps, unit="step", disable=None if progress else True)
+    with bar, interrupt_between_steps() as interrupted:
+        while state.step < settings.steps:
+            row = train_step(settings, state, tokens, context, pool)
+            last, stop = state.step == settings.steps, interrupted()
+            if last or state.step % settings.eval_every == 0:
+                ppl, kept = perplexity(state.params, state.config, valid, context, settings.eval_windows, pool=pool)
+                row |= {"valid_perplexity": ppl, "share_kept": kept}
+                say(summary(row), progress)
+            checkpoint.append_metrics(out, row | {"seconds": round(time.monotonic() - began, 3)})
+            bar.update()
+            if last or stop or state.step % settings.save_every == 0:
+                weights.save(weights.Model(state.config, state.params, None), out)  # tokenizer.json stays
+                checkpoint.save_state(out, state)
+            if stop:
+                raise KeyboardInterrupt
+
+
+@contextmanager
+def interrupt_between_steps() -> Iterator:
+    """Inside, Ctrl-C only sets a flag, which the yielded function reads: no step is left half done."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag.is_set
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: flag.set())
+    try:
+        yield flag.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def explained_disk_errors(out: Path) -> Iterator[None]:
+    """Turns a full disk, or another failure to write, into a TrainingError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(f"cannot write {out} ({error}): make room, then give the same command to resume") from error
+
+
+def summary(row: dict) -> str:
+    """One line for people."""
+    return (
+        f"step {row['step']}: loss {row['loss']:.3f}, validation perplexity {row['valid_perplexity']:.2f}, "
+        f"context kept {row['share_kept']:.1%}"
+    )
+
+
+def say(line: str, progress: bool) -> None:
+    """Print above the progress bar."""
+    if progress:
+        tqdm.write(line)

@@ -1,0 +1,101 @@
+"""What a training run can be told."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..config import Config
+
+MAY_CHANGE = ("out", "threads", "save_every", "eval_every")  # on resuming; all else would change the result
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """One field an option. Raises ValueError, naming the field, when a value is impossible."""
+
+    text: tuple[str, ...]  # text files, UTF-8, plain or .xz; a line <|endoftext|> separates documents
+    out: str  # the directory to make: a model directory, the state to resume from, metrics.jsonl
+    valid: tuple[str, ...] = ()  # text files to validate on; none: the last 1 % of the text's tokens
+    init: str | None = None  # start from this model and its tokenizer; none: random weights, a new tokenizer
+    config: str | None = None  # without init: a config.json, or its text; its vocab_size and eos_token_id are not used
+    prune: bool = False  # learn to drop context: add interaction weights where config or init have none
+    int_n_embd: int = 16  # their width, where they are added
+    propagate_in_depth: bool = False  # what one layer drops, later ones drop too
+    vocab_size: int = 4096  # of a new tokenizer
+    context: int | None = None  # tokens a sequence; none: n_positions
+    steps: int = 2000
+    batch: int = 16  # sequences a step
+    micro_batch: int = 1  # sequences that one thread takes at once
+    learning_rate: float = 1e-3  # the peak, after `warmup` steps; it ends at a tenth of it
+    warmup: int = 100
+    weight_decay: float = 0.1
+    clip: float = 1.0  # longest gradient
+    gamma: float = 0.1  # weight of the sparsity loss
+    seed: int = 0
+    eval_every: int = 250  # steps
+    eval_windows: int = 32  # sequences of the validation text
+    save_every: int = 250  # steps
+    threads: int | None = None  # none: one a processor; the result is the same with any number
+
+    def __post_init__(self) -> None:
+        for name in ("text", "valid"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be a list of files, not one string")
+            object.__setattr__(self, name, tuple(str(path) for path in getattr(self, name)))
+        if not self.text:
+            raise ValueError("text: no file given")
+        if self.init is not None and self.config is not None:
+            raise ValueError("config: the model in init has its own; give one of the two")
+        positive = ("int_n_embd", "steps", "batch", "micro_batch", "learning_rate", "clip", "eval_every",
+                    "eval_windows", "save_every", "threads")  # fmt: skip
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, not {value!r}")
+        for name in ("warmup", "weight_decay", "gamma", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)!r}")
+        if self.batch % self.micro_batch:
+            raise ValueError(f"batch ({self.batch}) must be a multiple of micro_batch ({self.micro_batch})")
+        if self.vocab_size < 257:
+            raise ValueError(f"vocab_size must be at least 257 (256 bytes and end of text), not {self.vocab_size}")
+        if self.context is not None and self.context < 2:
+            raise ValueError(f"context must be at least 2, not {self.context}")
+
+    def base_config(self) -> Config:
+        """What `config` says; without it, a model that a laptop trains in an hour."""
+        if self.config is None:
+            return Config(n_layer=4, n_head=4, n_embd=128, n_positions=512)
+        try:
+            inline = self.config.lstrip().startswith("{")
+            fields = json.loads(self.config if inline else Path(self.config).read_text(encoding="utf-8"))
+            return Config.from_dict(fields)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"config {self.config}: {error}") from error
+
+    def with_pruning(self, config: Config) -> Config:
+        """`config` as this run trains it."""
+        if not self.prune:
+            return config
+        depth = config.propagate_in_depth or self.propagate_in_depth
+        return dataclasses.replace(config, int_n_embd=config.int_n_embd or self.int_n_embd, propagate_in_depth=depth)
+
+    def context_of(self, config: Config) -> int:  # T
+        """Tokens of a sequence. Raises ValueError when the model has fewer positions."""
+        if self.context is not None and self.context > config.n_positions:
+            raise ValueError(f"context ({self.context}) must not exceed the model's n_positions ({config.n_positions})")
+        return self.context or config.n_positions
+
+    def check_same(self, stored: dict) -> None:
+        """Raises ValueError when a run that began with the `stored` settings cannot go on with these."""
+        for name, value in self.to_dict().items():
+            if name not in MAY_CHANGE and stored.get(name) != value:
+                raise ValueError(
+                    f"{name} is {value!r}, but {self.out} was begun with {stored.get(name)!r}: "
+                    "give that again to resume, or another out directory to start afresh"
+                )
+
+    def to_dict(self) -> dict:
+        """What settings.json holds."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}

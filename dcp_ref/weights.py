@@ -1,0 +1,200 @@
+"""Checkpoints: directories in Hugging Face layout, read and checked before anything is used, and written whole.
+
+    config.json          Config
+    model.safetensors    the parameters; or shards of them, listed in model.safetensors.index.json
+    tokenizer.json       or vocab.json and merges.txt; may be absent
+
+Nothing is ever unpickled. In memory the parameters are one flat dict of arrays: `shapes` lists the names.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from dcp_ref import files
+from dcp_ref.config import Config
+from dcp_ref.files import BUFFER, HEAD, PREFIX, CheckpointError
+from dcp_ref.tokenizer import Tokenizer
+
+INTERACTION = re.compile(r"h\.\d+\.attn\.(q_int\.weight|k_int\.weight|int_bias)")
+LINEAR = re.compile(r"h\.\d+\..*(c_attn|c_proj|c_fc|q_int|k_int)\.weight")  # [in, out]; the official code: [out, in]
+GPT2_EOS = 50256
+Params: TypeAlias = dict[str, np.ndarray]
+DTYPES = (np.float16, np.float32, np.float64)
+
+
+class Model(NamedTuple):
+    """A config, its parameters, and the tokenizer, if there is one."""
+
+    config: Config
+    params: Params
+    tokenizer: Tokenizer | None
+
+
+def shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Every parameter of such a model in order, with its shape; weights are [in, out]."""
+    C, inner, r = config.n_embd, config.inner_dim, config.int_n_embd
+    block: dict[str, tuple[int, ...]] = {
+        "ln_1.weight": (C,), "ln_1.bias": (C,),
+        "attn.c_attn.weight": (C, 3 * C), "attn.c_attn.bias": (3 * C,),
+        "attn.c_proj.weight": (C, C), "attn.c_proj.bias": (C,),
+        "ln_2.weight": (C,), "ln_2.bias": (C,),
+        "mlp.c_fc.weight": (C, inner), "mlp.c_fc.bias": (inner,),
+        "mlp.c_proj.weight": (inner, C), "mlp.c_proj.bias": (C,),
+    }
+    if r is not None:
+        block |= {"attn.q_int.weight": (C, r), "attn.k_int.weight": (C, r), "attn.int_bias": (1,)}
+    result: dict[str, tuple[int, ...]] = {"wte.weight": (config.vocab_size, C), "wpe.weight": (config.n_positions, C)}
+    for layer in range(config.n_layer):
+        result |= {f"h.{layer}.{name}": shape for name, shape in block.items()}
+    result |= {"ln_f.weight": (C,), "ln_f.bias": (C,)}
+    return result if config.tie_word_embeddings else result | {"lm_head.weight": (config.vocab_size, C)}
+
+
+def init_params(config: Config, seed: int) -> Params:
+    """Fresh float32 parameters: GPT-2's initialisation; interaction weights as in the paper (section 3), beta = 2."""
+    rng = np.random.default_rng(seed)
+    params = {}
+    for name, shape in shapes(config).items():
+        if len(shape) == 1:  # layer norms' weights, beta, other biases
+            value = 1 if name.endswith("weight") else 2 if name.endswith("int_bias") else 0
+            params[name] = np.full(shape, value, np.float32)
+            continue
+        std = 1 / math.sqrt(config.n_embd) if INTERACTION.fullmatch(name) else 0.02
+        if name.endswith("c_proj.weight"):  # 2L of them are added up
+            std /= math.sqrt(2 * config.n_layer)
+        params[name] = rng.standard_normal(shape, np.float32) * np.float32(std)
+    return params
+
+
+def load(path_or_name: str | PathLike[str]) -> Model:
+    """The model in a directory, or the shipped one of that name (a directory of that name comes first).
+
+    16-bit weights become float32; float32 and float64 stay. Raises CheckpointError.
+    """
+    directory = files.find_model(path_or_name)
+    config_file = directory / "config.json"
+    fields = files.read_json(config_file)
+    if fields.get("model_type", "gpt2") != "gpt2":
+        raise CheckpointError(f"{config_file}: model_type is {fields['model_type']!r}; only gpt2 can be loaded")
+    try:
+        config = Config.from_dict(fields)
+    except ValueError as error:
+        raise CheckpointError(f"{config_file}: {error}") from None
+    params = _checked(config, *files.read_tensors(directory))
+    try:
+        tokenizer = Tokenizer.from_directory(directory)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
+    _check_tokenizer(config, tokenizer, directory)
+    return Model(config, params, tokenizer)
+
+
+def save(model: Model, directory: str | PathLike[str]) -> None:
+    """Write a directory that `load` reads, and transformers too where there are no interaction weights.
+
+    The files are replaced together (files.replacing). Without a tokenizer, one that is there stays.
+    Raises CheckpointError for a model that `load` would refuse, before anything is written, and OSError.
+    """
+    config, params, tokenizer = model
+    params = _checked(config, params, lambda name: "model")
+    _check_tokenizer(config, tokenizer, "model")
+    with files.replacing(Path(directory)) as temporary:
+        (temporary / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        files.write_tensors(temporary / "model.safetensors", params)
+        if tokenizer is not None:
+            tokenizer.save(temporary)
+
+
+def from_official(state: Mapping[str, Any], n_head: int, propagate_in_depth: bool) -> Model:
+    """The model of an official state dict, whose values are anything np.asarray takes; their dtype is kept.
+
+    Raises CheckpointError, naming the tensor.
+    """
+    params = {}
+    for full_name, value in state.items():
+        if not BUFFER.fullmatch(full_name):
+            name = full_name.removeprefix(PREFIX)
+            params[name] = _transposed(name, np.asarray(value))
+    vocab_size, n_embd = _matrix_shape(params, "wte.weight")
+    n_positions, _ = _matrix_shape(params, "wpe.weight")
+    _, n_inner = _matrix_shape(params, "h.0.mlp.c_fc.weight")
+    pruned = any(INTERACTION.fullmatch(name) for name in params)
+    try:
+        config = Config(
+            vocab_size=vocab_size, n_positions=n_positions, n_embd=n_embd, n_head=n_head,
+            n_layer=sum(name.endswith(".ln_1.weight") for name in params),
+            n_inner=None if n_inner == 4 * n_embd else n_inner,
+            eos_token_id=GPT2_EOS if vocab_size > GPT2_EOS else None,
+            int_n_embd=_matrix_shape(params, "h.0.attn.q_int.weight")[1] if pruned else None,
+            propagate_in_depth=propagate_in_depth,
+        )
+    except ValueError as error:
+        raise CheckpointError(f"state: {error}") from None
+    return Model(config, _checked(config, params, lambda name: "state"), None)
+
+
+def to_official(params: Params) -> Params:
+    """Parameters, or their gradients, under the official code's names and in its layouts; fresh arrays.
+
+    Raises CheckpointError for an untied head, which the official code does not have.
+    """
+    if HEAD in params:
+        raise CheckpointError(f"params: {HEAD}: the official code only has tied heads")
+    return {PREFIX + name: _transposed(name, array) for name, array in params.items()}
+
+
+def _transposed(name: str, array: np.ndarray) -> np.ndarray:
+    """A copy between the official layout and ours: linear weights are transposed, either way."""
+    return np.array(array.T if LINEAR.fullmatch(name) else array, order="C")
+
+
+def _matrix_shape(params: Params, name: str) -> tuple[int, ...]:
+    if name not in params or params[name].ndim != 2:
+        raise CheckpointError(f"state: {name} is missing or is not a matrix; give the whole state dict")
+    return params[name].shape
+
+
+def _checked(config: Config, params: Params, where: Callable[[str], str]) -> Params:
+    """The parameters in order, without a tied copy of the head. where(name): the file that a tensor is from."""
+    if config.tie_word_embeddings and HEAD in params:
+        if not np.array_equal(params[HEAD], params.get("wte.weight", ()), equal_nan=True):
+            raise CheckpointError(f"{where(HEAD)}: {HEAD} differs from wte.weight, but the config says they are tied; "
+                                  "set tie_word_embeddings to false to use it")
+        params = {name: array for name, array in params.items() if name != HEAD}
+    _check_names(config, params, where)
+    for name, shape in shapes(config).items():
+        array, place = params[name], f"{where(name)}: {name}"
+        if array.shape != shape:
+            raise CheckpointError(f"{place} has shape {list(array.shape)}, but the config says {list(shape)}; "
+                                  "they do not belong together")
+        if array.dtype not in DTYPES:
+            raise CheckpointError(f"{place} has dtype {array.dtype}; convert it to float32")
+        if not np.isfinite(array).all():
+            raise CheckpointError(f"{place} holds a NaN or an infinity; use an earlier checkpoint")
+    return {name: params[name] for name in shapes(config)}
+
+
+def _check_tokenizer(config: Config, tokenizer: Tokenizer | None, place: object) -> None:
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise CheckpointError(f"{place}: the tokenizer has {tokenizer.vocab_size} ids, but vocab_size is "
+                              f"{config.vocab_size}; use the tokenizer that belongs to the model")
+
+
+def _check_names(config: Config, params: Params, where: Callable[[str], str]) -> None:
+    last = f"h.{config.n_layer - 1}.ln_1.weight"  # looked at first: n_layer may be too large to list
+    expected = shapes(config).keys() if last in params else {last}
+    for name in (*sorted(expected - params.keys()), *sorted(params.keys() - expected)):
+        remedy = f"the file is not whole, or is of another model than the config (n_layer {config.n_layer})"
+        if INTERACTION.fullmatch(name):
+            remedy = f"the config says int_n_embd is {config.int_n_embd}: null is a plain GPT-2, else it is their width"
+        elif name == HEAD:
+            remedy = "the config says tie_word_embeddings is false; true would make wte.weight the head"
+        state = "is unexpected" if name in params else "is missing"
+        raise CheckpointError(f"{where(name)}: {name} {state}; {remedy}")

@@ -1,0 +1,27 @@
+"""The C files: strict warnings, and the header that cffi can parse."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+CSRC = Path(__file__).resolve().parents[1] / "csrc"
+STRICT = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror", "-fsyntax-only"]
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
+@pytest.mark.parametrize("path", sorted(CSRC.glob("*.c")), ids=lambda path: path.name)
+def test_no_warnings(path):
+    done = subprocess.run(["cc", *STRICT, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_header_is_declarations_only():
+    assert not [line for line in (CSRC / "dcp.h").read_text().splitlines() if line.startswith("#")]
+
+
+def test_the_cache_stays_small():
+    """Header, slots, cache and attention: what a reader of the C has before them."""
+    files = [CSRC / name for name in ("dcp.h", "slots.c", "cache.c", "attention.c")]
+    assert sum(len(path.read_text().splitlines()) for path in files) <= 700

@@ -1,0 +1,66 @@
+"""The C extension: built where it can be, safe when called without the binding's checks, gives its memory back."""
+
+import gc
+import resource
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from dcp_ref.config import Config
+from dcp_ref.runtime import native
+
+CONFIG = Config(vocab_size=1, n_positions=9, n_embd=4, n_layer=2, n_head=2, int_n_embd=4)
+built = pytest.mark.skipif(not native.available(), reason="the C extension is not built")
+
+
+@built
+@pytest.mark.parametrize("wrong", [{"layer": 2}, {"start": [1]}, {"count": [10]}])
+def test_the_c_functions_check_for_themselves(wrong):
+    ffi, lib, cache = native.ffi, native.lib, native.NativeCache(CONFIG)
+    sequences = ffi.new("dcp_sequence *[]", [cache._sequences[cache.new_sequence()]])
+    fields = {"layer": 0, "start": [0], "count": [1], **wrong}
+    start, count = ffi.new("size_t[]", fields["start"]), ffi.new("size_t[]", fields["count"])
+    block = ffi.new("dcp_block *", {"layer": fields["layer"], "batch": 1, "sequence": sequences, "start": start,
+                                    "count": count})
+    assert lib.dcp_step(ffi.NULL, ffi.NULL, cache._cache, block) == lib.DCP_EINVAL
+    assert lib.dcp_reserve(cache._cache, sequences, count, 1) == (lib.DCP_EINVAL if "count" in wrong else lib.DCP_OK)
+
+
+@built
+def test_models_beyond_memory():
+    with pytest.raises(MemoryError):
+        native.NativeCache(Config(n_positions=2**25))
+    cache = native.NativeCache(Config(n_positions=2**24, n_layer=2**24))
+    with pytest.raises(MemoryError):
+        cache.new_sequence()
+
+
+@built
+def test_memory_is_given_back():
+    config = Config(n_positions=64, n_layer=1, n_head=1, n_embd=1024)
+    rows = np.zeros((64, 1024), np.float32)
+    for repeat in range(200):  # 200 x 0.5 MB
+        cache = native.NativeCache(config)
+        sequence = cache.new_sequence()
+        cache.reserve([sequence], [64])
+        cache.step(0, [sequence], [0], [64], rows, rows, rows)
+        if repeat == 20:
+            gc.collect()
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 20_000, f"{grown} kB more after 180 caches of 512 kB each"
+
+
+def test_without_the_extension(monkeypatch):
+    monkeypatch.setattr(native, "lib", None)
+    assert not native.available() and native.simd_level() == ""
+    with pytest.raises(RuntimeError, match="not built"):
+        native.NativeCache(CONFIG)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None or sys.maxsize < 2**32, reason="no C compiler, or not 64-bit")
+def test_the_extension_is_built_where_it_can_be():
+    assert native.available()
+    assert native.simd_level() in ("avx512f", "avx2", "baseline")

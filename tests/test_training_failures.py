@@ -1,0 +1,140 @@
+"""What can go wrong in training is named, and the last checkpoint stays."""
+
+import errno
+import math
+import os
+
+import numpy as np
+import pytest
+from training_tools import failing, result, run_settings, write_text
+
+from dcp_ref import files, weights
+from dcp_ref.config import Config
+from dcp_ref.tokenizer import Tokenizer
+from dcp_ref.training import TrainingError, step, train
+from dcp_ref.training import checkpoint as checkpoint_files
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> str:
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture(scope="module")
+def unbroken(text, tmp_path_factory) -> tuple[bytes, bytes, list[dict]]:
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    train(run_settings(text, out), progress=False)
+    return result(out)
+
+
+@pytest.mark.parametrize("file", ["train.npy", "checkpoint.safetensors", "model.safetensors", "metrics.jsonl"])
+def test_full_disk_leaves_the_last_checkpoint(text, unbroken, tmp_path, monkeypatch, file):
+    out = tmp_path / "run"
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    target = {
+        "train.npy": (np, "save", 1),
+        "checkpoint.safetensors": (checkpoint_files, "save_state", 3),
+        "model.safetensors": (files, "write_tensors", 2),
+        "metrics.jsonl": (checkpoint_files, "append_metrics", 4),
+    }[file]
+    with monkeypatch.context() as patch:
+        patch.setattr(*target[:2], failing(getattr(*target[:2]), target[2], full, after=False))
+        with pytest.raises(TrainingError, match=r"No space left.*make room"):
+            train(run_settings(text, out), progress=False)
+    assert not list(out.glob(".*"))
+    if file == "train.npy":
+        assert not list(out.iterdir())
+    else:
+        assert checkpoint_files.load_state(out).step == 2
+    train(run_settings(text, out), progress=False)
+    assert result(out) == unbroken
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_loss_or_gradient_that_is_not_finite_stops_the_run(text, tmp_path, monkeypatch, bad, where):
+    real, calls = step.batch_gradients, 0
+
+    def spoiled(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        loss, grads = real(*args, **kwargs)
+        if calls == 6:
+            (loss if where == "loss" else grads["h.0.attn.int_bias"])[0] = bad
+        return loss, grads
+
+    monkeypatch.setattr(step, "batch_gradients", spoiled)
+    with pytest.raises(TrainingError, match=r"step 6: .*(nan|inf).*keeps the last"):
+        train(run_settings(text, tmp_path / "run"), progress=False)
+    state = checkpoint_files.load_state(tmp_path / "run")
+    assert state.step == 4
+    assert all(np.isfinite(p).all() for p in state.params.values())
+
+
+@pytest.mark.parametrize("change", [{"steps": 9}, {"seed": 1}, {"gamma": 0.2}, {"micro_batch": 2}, {"prune": False}])
+def test_other_settings_are_refused_on_resuming(text, tmp_path, change):
+    train(run_settings(text, tmp_path / "run", steps=1), progress=False)
+    (name,) = change
+    with pytest.raises(ValueError, match=f"{name} is .* was begun with .* another out"):
+        train(run_settings(text, tmp_path / "run", **({"steps": 1} | change)), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        ("text: no file", {"text": ()}), ("text must be a list", {"text": "a.txt"}), ("steps", {"steps": 0}),
+        ("batch", {"batch": -1}), ("learning_rate", {"learning_rate": 0.0}), ("gamma", {"gamma": -0.1}),
+        ("gamma", {"gamma": math.nan}), ("micro_batch", {"micro_batch": 3}), ("vocab_size", {"vocab_size": 256}),
+        ("context", {"context": 1}), ("context", {"context": 17}), ("context", {"context": 0}),
+        ("nowhere", {"text": ("nowhere.txt",)}), ("nowhere", {"valid": ("nowhere.txt",)}), ("threads", {"threads": 0}),
+        ("nowhere", {"config": "nowhere.json"}), ("config", {"config": "{"}), ("n_embd", {"config": '{"n_embd": 7}'}),
+        ("config", {"config": "no.json"}), ("nowhere", {"init": "nowhere", "config": None}),
+        ("config: the model in init", {"init": "tiny"}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bad_settings_are_named_before_anything_is_written(text, tmp_path, message, change):
+    with pytest.raises(ValueError, match=message):
+        train(run_settings(text, tmp_path / "run", **change), progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"good \xff bad", "not UTF-8 at byte 5"), (b"short", "text: .* too few"), (b"", "text: 0 tokens")],
+)
+def test_bad_text_is_named_before_anything_is_written(tmp_path, content, message):
+    path = tmp_path / "bad.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        train(run_settings(str(path), tmp_path / "run"), progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_text_too_short_to_hold_out_a_part_is_refused(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("the old man " * 30)
+    with pytest.raises(ValueError, match=r"valid: .* too few"):
+        train(run_settings(str(path), tmp_path / "run", valid=()), progress=False)
+
+
+def test_directory_with_another_model_is_not_overwritten(text, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds config\.json"):
+        train(run_settings(text, tmp_path), progress=False)
+
+
+def test_damaged_checkpoint_is_named(text, tmp_path):
+    train(run_settings(text, tmp_path / "run", steps=1), progress=False)
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(TrainingError, match=r"checkpoint\.safetensors cannot be read"):
+        train(run_settings(text, tmp_path / "run", steps=1), progress=False)
+
+
+def test_init_without_a_tokenizer_is_refused(text, tmp_path):
+    config = Config(vocab_size=300, n_positions=16, n_embd=8, n_layer=1, n_head=1)
+    weights.save(weights.Model(config, weights.init_params(config, 0), None), tmp_path / "bare")
+    with pytest.raises(ValueError, match=r"init: .* has no tokenizer"):
+        train(run_settings(text, tmp_path / "run", init=str(tmp_path / "bare"), config=None), progress=False)
+    assert Tokenizer.from_directory(tmp_path / "bare") is None

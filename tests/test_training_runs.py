@@ -1,0 +1,144 @@
+"""Training runs: stopped in every way, they end as an unbroken one does."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from training_tools import STEPS, failing, result, run_settings, write_text
+
+from dcp_ref import weights
+from dcp_ref.training import checkpoint as checkpoint_files
+from dcp_ref.training import loop, perplexity, train
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> str:
+    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
+
+
+@pytest.fixture(scope="module")
+def unbroken(text, tmp_path_factory) -> tuple[bytes, bytes, list[dict]]:
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    train(run_settings(text, out), progress=False)
+    return result(out)
+
+
+def test_training_lowers_the_loss_and_leaves_a_model(text, tmp_path):
+    train(run_settings(text, tmp_path / "run", steps=40), progress=False)
+    rows = result(tmp_path / "run")[2]
+    assert [row["step"] for row in rows] == list(range(1, 41))
+    assert rows[-1]["tokens"] == 40 * 4 * 16
+    assert np.mean([r["loss"] for r in rows[-5:]]) < np.mean([r["loss"] for r in rows[:5]]) - 0.5
+    assert [r["step"] for r in rows if "valid_perplexity" in r] == [*range(3, 40, 3), 40]
+    assert (rows[0]["alpha"], rows[-1]["alpha"]) == (1.0, 8.0)
+    model = weights.load(tmp_path / "run")
+    assert model.config.vocab_size == model.tokenizer.vocab_size == 270
+    assert model.config.eos_token_id == model.tokenizer.eos_id
+    assert model.config.int_n_embd == 16
+    valid = np.load(tmp_path / "run" / "valid.npy")
+    assert perplexity(model.params, model.config, valid, 16, 3)[0] == pytest.approx(rows[-1]["valid_perplexity"])
+
+
+def test_pruned_run_starts_from_a_dense_one(text, tmp_path, capsys):
+    train(run_settings(text, tmp_path / "dense", prune=False, steps=1))
+    assert "context kept 100.0%" in capsys.readouterr().out
+    dense = weights.load(tmp_path / "dense")
+    assert dense.config.int_n_embd is None
+    changes = dict(config=None, int_n_embd=4, propagate_in_depth=True, steps=1, learning_rate=1e-30)
+    train(run_settings(text, tmp_path / "pruned", init=str(tmp_path / "dense"), **changes), progress=False)
+    pruned = weights.load(tmp_path / "pruned")
+    assert pruned.config == dataclasses.replace(dense.config, int_n_embd=4, propagate_in_depth=True)
+    assert all((pruned.params[name] == p).all() for name, p in dense.params.items())
+    assert pruned.params["h.1.attn.int_bias"] == 2
+    assert pruned.tokenizer.encode("the old sea") == dense.tokenizer.encode("the old sea")
+    train(run_settings(text, tmp_path / "again", init=str(tmp_path / "pruned"), config=None, steps=1), progress=False)
+    assert weights.load(tmp_path / "again").config == pruned.config  # its own width and depth, not the settings'
+
+
+def test_number_of_threads_does_not_change_the_result(text, tmp_path, unbroken):
+    train(run_settings(text, tmp_path / "run", threads=1), progress=False)
+    assert result(tmp_path / "run") == unbroken
+
+
+@settings(max_examples=10)
+@given(stops=st.lists(st.integers(1, STEPS), max_size=3), where=st.sampled_from(["train_step", "append", "save"]))
+def test_resumed_run_equals_an_unbroken_one(text, unbroken, tmp_path_factory, stops, where):
+    """An exception at a drawn step, after it was computed, after its row was written, or between model and state."""
+    out = tmp_path_factory.mktemp("broken") / "run"
+    owner, name = {
+        "train_step": (loop, "train_step"),
+        "append": (checkpoint_files, "append_metrics"),
+        "save": (checkpoint_files, "save_state"),
+    }[where]
+    for stop in stops:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, name, failing(getattr(owner, name), stop, ZeroDivisionError("killed")))
+            try:
+                train(run_settings(text, out), progress=False)
+            except ZeroDivisionError:
+                continue
+    train(run_settings(text, out), progress=False)
+    assert result(out) == unbroken
+
+
+def test_run_killed_by_the_system_resumes_to_the_same_result(text, unbroken, tmp_path):
+    out = tmp_path / "run"
+    code = f"from dcp_ref.training import *; train(TrainSettings(**{run_settings(text, out).to_dict()!r}))"
+    rows = 0
+    for wanted in (1, 4):
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL) as process:
+            while rows < wanted and process.poll() is None:
+                time.sleep(0.002)
+                rows = (out / "metrics.jsonl").read_bytes().count(b"\n") if (out / "metrics.jsonl").exists() else 0
+            process.send_signal(signal.SIGKILL)
+    train(run_settings(text, out), progress=False)
+    assert result(out) == unbroken
+    assert not list(out.glob(".*"))
+
+
+def test_what_a_kill_leaves_half_written_is_cleared(text, unbroken, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", failing(loop.train_step, 4, ZeroDivisionError("killed"), after=False))
+        with pytest.raises(ZeroDivisionError):
+            train(run_settings(text, out), progress=False)
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "tok')
+    (out / ".saving-x").mkdir()
+    (out / ".saving-x" / "checkpoint.safetensors").write_bytes(b"half")
+    train(run_settings(text, out), progress=False)
+    assert result(out) == unbroken
+    assert not list(out.glob(".*"))
+
+
+def test_interrupt_saves_after_the_step_under_way(text, unbroken, tmp_path, monkeypatch):
+    real = loop.train_step
+
+    def interrupted(*args):
+        if args[1].step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*args)
+
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(loop, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(run_settings(text, tmp_path / "run"), progress=False)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert checkpoint_files.load_state(tmp_path / "run").step == 5
+    train(run_settings(text, tmp_path / "run"), progress=False)
+    assert result(tmp_path / "run") == unbroken
+
+
+def test_finished_run_is_left_alone(text, tmp_path, capsys):
+    train(run_settings(text, tmp_path / "run", steps=2), progress=False)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+    train(run_settings(text, tmp_path / "run", steps=2, threads=1))
+    assert "already finished (2 steps)" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}

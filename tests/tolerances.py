@@ -1,0 +1,17 @@
+"""Every tolerance of the suite, each with its reason."""
+
+import numpy as np
+
+
+# KVCache and NativeCache against float64 or each other: float32 sums of at most a few dozen terms of size 1.
+CACHE_ATTENTION = {"rtol": 1e-5, "atol": 1e-5}
+
+# Training in float32 against float64 or another order of summing: a few roundings of numbers near 1.
+TRAINING_FLOAT32 = {"rtol": 1e-5, "atol": 1e-6}
+# Perplexity in float64 against the loss in float64: the same sum in another order.
+PERPLEXITY_FLOAT64 = {"rtol": 1e-12, "atol": 0}
+GOLDEN = 1e-6  # of the largest entry: the official code's own bisection is good to about 1e-7
+HF_FLOAT32 = 1e-5  # of the largest entry: float32 rounding over two layers
+PROJECTION = 1e-6  # a central difference in float64 with a step of 1e-6 rounds to about 1e-9 of the loss / step
+SIGMOID = {np.float32: 6e-8, np.float64: 2e-16}  # p is rounded once, and 1 - p once more
+SIGMOID_SLOPE = 1e-4  # a fourth-order difference close to the edges of the support

@@ -7,26 +7,18 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from models import SMALL, random_params
 from tolerances import GOLDEN, HF_FLOAT32, PROJECTION
 
-from dcp_ref import Config, forward, load, loss_and_grads, weights
+from dcp_ref import forward, load, loss_and_grads, weights
 from dcp_ref.config import ACTIVATIONS
 
 OFFICIAL = np.load("tests/golden/official_small.npz")
 STATE = {name.removeprefix("param/"): OFFICIAL[name] for name in OFFICIAL.files if name.startswith("param/")}
 ALPHAS = ("1.1", "1.5", "2.0", "3.0", "4.0", "inf")
-SMALL = Config(vocab_size=11, n_positions=9, n_embd=8, n_layer=3, n_head=2, int_n_embd=4, eos_token_id=None)
-
 
 def relative(got, golden):
     return np.abs(got - golden).max() / np.abs(golden).max()
-
-
-def random_params(config, seed, dtype=np.float64):
-    """Larger than initial weights, so that every path of the gradient counts; beta small, so that gates are open or shut."""
-    rng = np.random.default_rng(seed)
-    params = {name: rng.normal(size=shape) * 0.4 for name, shape in weights.shapes(config).items()}
-    return {name: (x + name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight"))).astype(dtype) for name, x in params.items()}
 
 
 @pytest.mark.parametrize("depth", [0, 1])

@@ -15,3 +15,5 @@ HF_FLOAT32 = 1e-5  # of the largest entry: float32 rounding over two layers
 PROJECTION = 1e-6  # a central difference in float64 with a step of 1e-6 rounds to about 1e-9 of the loss / step
 SIGMOID = {np.float32: 6e-8, np.float64: 2e-16}  # p is rounded once, and 1 - p once more
 SIGMOID_SLOPE = 1e-4  # a fourth-order difference close to the edges of the support
+SCORE_MARGIN = 1e-4  # scores and logits of these models carry a rounding error of about 1e-6
+THEOREM_LOGITS = {"rtol": 1e-3, "atol": 1e-4}  # float32 through three layers with large weights, in another order

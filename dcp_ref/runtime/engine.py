@@ -113,7 +113,7 @@ class Engine:
         return x
 
     def _start(self, sequence: int) -> int:
-        if sequence not in self._length:
+        if not isinstance(sequence, (int, np.integer)) or sequence not in self._length:
             raise ValueError(f"sequence {sequence!r} is unknown or was released")
         start = self._length[sequence]
         if start is None:

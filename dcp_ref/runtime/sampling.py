@@ -1,7 +1,9 @@
 """From logits to the next token: greedy, temperature, top-k, top-p."""
 
 import math
+import operator
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -10,8 +12,8 @@ import numpy as np
 class Sampling:
     """How a token is drawn. Raises ValueError, naming the setting, when one is impossible.
 
-    temperature 0 is greedy: the largest logit, the first of equals. top_k leaves only the k largest logits, then top_p
-    the fewest of them that together have probability p.
+    temperature 0 is greedy. top_k leaves only the k largest logits, then top_p the fewest of those, the largest first,
+    that together have p of their probability. Among equal logits the lowest id comes first.
     """
 
     temperature: float = 1.0
@@ -19,21 +21,26 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
+        if not isinstance(self.temperature, Real) or not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature must be 0 (greedy) or a positive number, not {self.temperature!r}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1, not {self.top_k!r}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], not {self.top_p!r}")
+        if self.top_k is not None:
+            check_integer("top_k", self.top_k, 1)
+        if not isinstance(self.top_p, Real) or not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p!r}")
 
     def draw(self, logits: np.ndarray, rng: np.random.Generator) -> int:  # [V]
-        """The id of the next token; greedy uses no random number, otherwise one."""
+        """The id of the next token, from one random number, or none when greedy.
+
+        -inf rules a token out. Raises ValueError when the largest logit is not finite: such a model says nothing.
+        """
+        largest = float(logits.max())  # NaN if any is
+        if not math.isfinite(largest):
+            raise ValueError(f"logits: the largest is {largest}, so no token can be drawn")
         if self.temperature == 0:
             return int(logits.argmax())
         order = np.argsort(-logits, kind="stable")[: self.top_k]
-        scaled = (logits[order].astype(np.float64) - float(logits[order[0]])) / self.temperature
-        cumulative = np.exp(scaled).cumsum()
-        kept = int(np.searchsorted(cumulative, self.top_p * cumulative[-1])) + 1
+        cumulative = np.exp((logits[order].astype(np.float64) - largest) / self.temperature).cumsum()
+        kept = np.searchsorted(cumulative, self.top_p * cumulative[-1]) + 1  # the first that reaches p, and those before
         cumulative = cumulative[:kept]
         return int(order[np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")])
 
@@ -41,3 +48,14 @@ class Sampling:
 def row_stream(seed: int, row: int) -> np.random.Generator:
     """Row b's own random numbers: what it draws does not depend on the rows beside it."""
     return np.random.default_rng(np.random.SeedSequence([seed, row]))
+
+
+def check_integer(name: str, value: object, least: int) -> int:
+    """`value` as an int. Raises ValueError, naming the setting, when it is no integer or below `least`."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
+    return number

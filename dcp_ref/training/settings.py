@@ -4,39 +4,54 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from ..config import Config
 
 MAY_CHANGE = ("out", "threads", "save_every", "eval_every")  # on resuming; all else would change the result
+
+Value = TypeVar("Value")
+
+
+def required(help: str) -> Any:
+    """A field without a default. `help` is what the command line says about it."""
+    return dataclasses.field(metadata={"help": help})
+
+
+def option(default: Value, help: str) -> Value:
+    """A field with a default, and help as above."""
+    return dataclasses.field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class TrainSettings:
     """One field an option. Raises ValueError, naming the field, when a value is impossible."""
 
-    text: tuple[str, ...]  # text files, UTF-8, plain or .xz; a line <|endoftext|> separates documents
-    out: str  # the directory to make: a model directory, the state to resume from, metrics.jsonl
-    valid: tuple[str, ...] = ()  # text files to validate on; none: the last 1 % of the text's tokens
-    init: str | None = None  # start from this model and its tokenizer; none: random weights, a new tokenizer
-    config: str | None = None  # without init: a config.json, or its text; its vocab_size and eos_token_id are not used
-    prune: bool = False  # learn to drop context: add interaction weights where config or init have none
-    int_n_embd: int = 16  # their width, where they are added
-    propagate_in_depth: bool = False  # what one layer drops, later ones drop too
-    vocab_size: int = 4096  # of a new tokenizer
-    context: int | None = None  # tokens a sequence; none: n_positions
-    steps: int = 2000
-    batch: int = 16  # sequences a step
-    micro_batch: int = 1  # sequences that one thread takes at once
-    learning_rate: float = 1e-3  # the peak, after `warmup` steps; it ends at a tenth of it
-    warmup: int = 100
-    weight_decay: float = 0.1
-    clip: float = 1.0  # longest gradient
-    gamma: float = 0.1  # weight of the sparsity loss
-    seed: int = 0
-    eval_every: int = 250  # steps
-    eval_windows: int = 32  # sequences of the validation text
-    save_every: int = 250  # steps
-    threads: int | None = None  # none: one a processor; the result is the same with any number
+    text: tuple[str, ...] = required("text files, UTF-8, plain or .xz; a line <|endoftext|> separates documents")
+    out: str = required("the directory to make: a model directory, the state to resume from, metrics.jsonl")
+    valid: tuple[str, ...] = option((), "text files to validate on; none: the last hundredth of the text's tokens")
+    init: str | None = option(None, "start from this model and its tokenizer; none: random weights, a new tokenizer")
+    config: str | None = option(
+        None, "without init: a config.json, or its text; its vocab_size and eos_token_id are not used"
+    )
+    prune: bool = option(False, "learn to drop context: add interaction weights where config or init have none")
+    int_n_embd: int = option(16, "width of the interaction weights, where they are added")
+    propagate_in_depth: bool = option(False, "what one layer drops, later ones drop too")
+    vocab_size: int = option(4096, "tokens of a new tokenizer, at most")
+    context: int | None = option(None, "tokens a sequence; none: n_positions")
+    steps: int = option(2000, "steps of the optimizer in all")
+    batch: int = option(16, "sequences a step")
+    micro_batch: int = option(1, "sequences that one thread takes at once")
+    learning_rate: float = option(1e-3, "the peak, after `warmup` steps; it ends at a tenth of it")
+    warmup: int = option(100, "steps to reach the peak")
+    weight_decay: float = option(0.1, "of the weight matrices, as in AdamW")
+    clip: float = option(1.0, "longest gradient")
+    gamma: float = option(0.1, "weight of the sparsity loss")
+    seed: int = option(0, "of the initial weights and of the batches")
+    eval_every: int = option(250, "steps from one validation to the next")
+    eval_windows: int = option(32, "sequences of the validation text")
+    save_every: int = option(250, "steps from one checkpoint to the next")
+    threads: int | None = option(None, "none: one a processor; the result is the same with any number")
 
     def __post_init__(self) -> None:
         for name in ("text", "valid"):

@@ -1,0 +1,41 @@
+"""Random models for tests: small, and with weights large enough for every part to matter."""
+
+import dataclasses
+
+import numpy as np
+from hypothesis import strategies as st
+
+from dcp_ref import Config, Model, weights
+from dcp_ref.config import ACTIVATIONS
+
+SMALL = Config(vocab_size=11, n_positions=9, n_embd=8, n_layer=3, n_head=2, int_n_embd=4, eos_token_id=None)
+
+
+def random_params(config, seed, dtype=np.float64):
+    """Normal with deviation 0.4, so that gates are open as well as shut; layer norms' gains around 1."""
+    rng = np.random.default_rng(seed)
+    params = {name: rng.normal(size=shape) * 0.4 for name, shape in weights.shapes(config).items()}
+    gains = ("ln_1.weight", "ln_2.weight", "ln_f.weight")
+    return {name: (x + name.endswith(gains)).astype(dtype) for name, x in params.items()}
+
+
+@st.composite
+def random_models(draw):
+    """float32 models over which the theorem ranges."""
+    config = dataclasses.replace(
+        SMALL,
+        n_positions=16,
+        n_layer=draw(st.integers(1, 3)),
+        n_head=draw(st.sampled_from([1, 2, 4])),
+        int_n_embd=draw(st.sampled_from([1, 3, 4, None])),
+        propagate_in_depth=draw(st.booleans()),
+        tie_word_embeddings=draw(st.booleans()),
+        activation_function=draw(st.sampled_from(ACTIVATIONS)),
+        scale_attn_by_inverse_layer_idx=draw(st.booleans()),
+    )
+    params = random_params(config, draw(st.integers(0, 2**32 - 1)), np.float32)
+    beta = draw(st.sampled_from([0.0, 1.0, 2.0]))
+    for name in params:
+        if name.endswith("int_bias"):
+            params[name] += np.float32(beta)
+    return Model(config, params, None)

@@ -1,0 +1,174 @@
+"""Engine: what it refuses, that a refusal changes nothing, and what it returns. That it is right: test_theorem.py."""
+
+import dataclasses
+import warnings
+
+import numpy as np
+import pytest
+from models import SMALL, random_params
+from test_theorem import BACKENDS
+
+from dcp_ref import Engine, Model, forward
+from dcp_ref.runtime import native
+
+MODEL = Model(SMALL, random_params(SMALL, 1, np.float32), None)
+
+
+def state(engine, sequences):
+    return engine.stats(), [engine.live_positions(s, layer).tolist() for s in sequences for layer in range(SMALL.n_layer)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ([[1], []], "sequence 1: .*at least one"),
+        ([[1], [SMALL.vocab_size]], "sequence 1: token id 11 is not in"),
+        ([[1], [-1]], "sequence 1: token id -1"),
+        ([[1], [1.5]], "sequence 1: .*integer"),
+        ([[1], ["a"]], "sequence 1: .*integer"),
+        ([[1], [0] * 8], "sequence 1: position 9 is not below n_positions"),
+        ([[1]], "2 sequences and 1 token lists"),
+        ([[1], [1], [1]], "2 sequences and 3 token lists"),
+        ([[1], [[1]]], "sequence 1"),
+        ([[1], 1], "sequence 1"),
+    ],
+)
+def test_a_refused_feed_changes_nothing(backend, tokens, message):
+    engine = Engine(MODEL, backend)
+    pair = [engine.new_sequence(), engine.new_sequence()]
+    engine.feed(pair, [[1, 2], [3, 4]])
+    before = state(engine, pair)
+    with pytest.raises(ValueError, match=message):
+        engine.feed(pair, tokens)
+    assert state(engine, pair) == before
+    [_, got] = engine.feed(pair, [[5], [5]])
+    fresh = Engine(MODEL, backend)
+    again = [fresh.new_sequence(), fresh.new_sequence()]
+    fresh.feed(again, [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(got, fresh.feed(again, [[5], [5]])[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_wrong_sequences_are_named(backend):
+    engine = Engine(MODEL, backend)
+    a, b = engine.new_sequence(), engine.new_sequence()
+    engine.release(b)
+    for sequences, message in (([a, a], "0 is given twice"), ([a, b], "1 is unknown or was released"), ([7], "7"),
+                               ([None], "None"), ([[a]], "unknown"), ([], "0 sequences")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            engine.feed(sequences, [[1]] * len(sequences))
+    with pytest.raises(ValueError, match="1 is unknown or was released"):
+        engine.release(b)
+    with pytest.raises(ValueError, match="1 is unknown or was released"):
+        engine.live_positions(b, 0)
+    with pytest.raises(ValueError, match="layer"):
+        engine.live_positions(a, 3)
+    with pytest.raises(ValueError, match="logits"):
+        engine.feed([a], [[1]], logits="first")
+    assert engine.new_sequence() not in (a, b)  # a handle is never used again
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_logits_are_fresh_float32_in_call_order(backend):
+    params = {name: value.astype(np.float64) for name, value in MODEL.params.items()}
+    engine = Engine(MODEL._replace(params=params), backend)  # float64 weights too
+    a, b = engine.new_sequence(), engine.new_sequence()
+    rows = engine.feed([b, a], [[1, 2, 3], [4]], logits="all")
+    assert [row.shape for row in rows] == [(3, SMALL.vocab_size), (1, SMALL.vocab_size)]
+    assert {row.dtype for row in rows} == {np.dtype(np.float32)}
+    kept = [row.copy() for row in rows]
+    last = engine.feed([a, b], [[5], [6, 7]])
+    assert [row.shape for row in last] == [(SMALL.vocab_size,)] * 2
+    for row, copy in zip(rows, kept, strict=True):
+        np.testing.assert_array_equal(row, copy)
+    expected = forward(params, [[1, 2, 3, 6, 7]], SMALL).logits[0]
+    np.testing.assert_allclose(rows[0], expected[:3], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(last[1], expected[4], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_position_at_the_end_is_refused_before_it_is_computed(backend):
+    engine = Engine(MODEL, backend)
+    sequence = engine.new_sequence()
+    engine.feed([sequence], [[1] * SMALL.n_positions])
+    with pytest.raises(ValueError, match="position 9 is not below n_positions"):
+        engine.feed([sequence], [[1]])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_release_returns_the_slots(backend):
+    engine = Engine(MODEL, backend)
+    a, b = engine.new_sequence(), engine.new_sequence()
+    engine.feed([a, b], [[1, 2, 3], [4, 5]])
+    both = engine.stats()
+    engine.release(a)
+    one = engine.stats()
+    assert 0 < one.live_tokens < both.live_tokens and one.bytes_owned < both.bytes_owned
+    assert one.bytes_reserved == both.bytes_reserved  # kept for the next sequence ...
+    c = engine.new_sequence()
+    engine.feed([c], [[1, 2, 3]])
+    assert engine.stats() == both  # ... which takes it
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_sequence_says_so(backend, error, monkeypatch):
+    """Layers that disagree about what was fed must not go on as if nothing had been."""
+    engine = Engine(MODEL, backend)
+    a, b = engine.new_sequence(), engine.new_sequence()
+    engine.feed([a, b], [[1], [2]])
+
+    def interrupted(*_):
+        raise error
+
+    with monkeypatch.context() as patch, pytest.raises(error):
+        patch.setattr("dcp_ref.runtime.engine.mlp", interrupted)
+        engine.feed([a], [[3]])
+    with pytest.raises(ValueError, match="0 was interrupted"):
+        engine.feed([a], [[3]])
+    engine.feed([b], [[3]])
+    engine.release(a)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_out_of_memory_changes_nothing(backend, monkeypatch):
+    engine = Engine(MODEL, backend)
+    sequence = engine.new_sequence()
+    engine.feed([sequence], [[1, 2]])
+    before = state(engine, [sequence])
+
+    def full(*_):
+        raise MemoryError("full")
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(engine._cache, "reserve", full)
+        engine.feed([sequence], [[3]])
+    assert state(engine, [sequence]) == before
+    engine.feed([sequence], [[3]])
+
+
+def test_backends():
+    with pytest.raises(ValueError, match="backend 'cuda' is not one of"):
+        Engine(MODEL, "cuda")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert Engine(MODEL).backend == ("native" if native.available() else "numpy")
+
+
+def test_without_the_extension(monkeypatch):
+    monkeypatch.setattr(native, "lib", None)
+    with pytest.warns(UserWarning, match="not built") as caught:
+        assert Engine(MODEL).backend == "numpy"
+    assert len(caught) == 1
+    with pytest.raises(RuntimeError, match="not built"):
+        Engine(MODEL, "native")
+
+
+def test_head_and_heads():
+    """An untied head and per-layer scales reach the engine too (the theorem's models have both at random)."""
+    config = dataclasses.replace(SMALL, tie_word_embeddings=False)
+    model = Model(config, random_params(config, 0, np.float32), None)
+    engine = Engine(model, "numpy")
+    [row] = engine.feed([engine.new_sequence()], [[1]])
+    np.testing.assert_allclose(row, forward(model.params, [[1]], config).logits[0, 0], rtol=1e-4, atol=1e-5)

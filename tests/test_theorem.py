@@ -1,0 +1,141 @@
+"""The theorem: cached decoding is the dense forward at alpha = inf.
+
+For any weights, ragged batch and way to cut the texts into chunks: the logits of every token, and the live positions
+in every layer after every token. Sets must be equal wherever no score is within 1e-4 of 0; logits to rounding.
+"""
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from models import random_models
+from tolerances import SCORE_MARGIN, THEOREM_LOGITS
+
+from dcp_ref import Engine, Model, forward, generate, model
+from dcp_ref.runtime import native
+
+BACKENDS = ["numpy", "native"] if native.available() else ["numpy"]
+
+
+@st.composite
+def schedules(draw, n_positions):
+    """Texts' lengths, and calls: each a list of (sequence, tokens) with distinct sequences, until all are fed."""
+    left = draw(st.lists(st.integers(1, n_positions), min_size=1, max_size=4))
+    lengths, calls = list(left), []
+    while any(left):
+        order = draw(st.permutations([b for b, n in enumerate(left) if n]))
+        order = order[: draw(st.integers(1, len(order)))]
+        calls.append([(b, draw(st.integers(1, left[b]) | st.just(1))) for b in order])
+        for b, n in calls[-1]:
+            left[b] -= n
+    return lengths, calls
+
+
+def dense(m: Model, ids):  # [T] -> logits [T, V], live [L, T, T]
+    """The dense forward; rejects the example when a score is too close to 0 for rounding not to matter."""
+    margins = []
+    plain = model.scores
+
+    def recorded(*args):
+        s, saved = plain(*args)
+        margins.extend(np.abs(s[..., np.tri(s.shape[-1], k=-1, dtype=bool)]).ravel())
+        return s, saved
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "scores", recorded)
+        logits, mask = forward(m.params, ids[None], m.config)
+    assume(min(margins, default=1) > SCORE_MARGIN)
+    mask = np.cumprod(mask, axis=0) if m.config.propagate_in_depth else mask
+    return logits[0], (mask[:, 0] > 0) & np.tri(len(ids), dtype=bool)
+
+
+class Watched:
+    """An engine's cache, and who left it when: (layer, sequence) -> {position: the row that dropped it}."""
+
+    def __init__(self, engine):
+        self.step, self.left = engine._cache.step, defaultdict(dict)
+        engine._cache.step = self
+
+    def __call__(self, layer, sequences, starts, counts, *args, **kwargs):
+        out, dropped = self.step(layer, sequences, starts, counts, *args, **kwargs)
+        rows = [(s, start + t) for s, start, n in zip(sequences, starts, counts, strict=True) for t in range(n)]
+        for row, position in dropped.tolist():
+            sequence, i = rows[row]
+            assert position not in self.left[layer, sequence], "dropped twice"
+            self.left[layer, sequence][position] = i
+        return out, dropped
+
+    def live(self, layer, sequence, T):  # [T, T]: is j live after token i
+        left = [self.left[layer, sequence].get(j, T) for j in range(T)]
+        return np.array([[j <= i < left[j] for j in range(T)] for i in range(T)])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@settings(max_examples=200)
+@given(random_models(), schedules(16), st.integers(0, 2**32 - 1), st.booleans())
+def test_decoding_is_the_dense_forward(backend, m, schedule, seed, last):
+    lengths, calls = schedule
+    rng = np.random.default_rng(seed)
+    texts = [rng.integers(0, m.config.vocab_size, n) for n in lengths]
+    expected = [dense(m, ids) for ids in texts]
+    engine = Engine(m, backend)
+    watched = Watched(engine)
+    handles = [engine.new_sequence() for _ in texts]
+    fed = [0] * len(texts)
+    for call in calls:
+        tokens = [texts[b][fed[b] : fed[b] + n].tolist() for b, n in call]
+        results = engine.feed([handles[b] for b, _ in call], tokens, logits="last" if last else "all")
+        for (b, n), got in zip(call, results, strict=True):
+            logits, live = expected[b]
+            rows = slice(fed[b] + n - 1, fed[b] + n) if last else slice(fed[b], fed[b] + n)
+            np.testing.assert_allclose(np.atleast_2d(got), logits[rows], **THEOREM_LOGITS)
+            fed[b] += n
+            for layer in range(m.config.n_layer):
+                now = engine.live_positions(handles[b], layer)
+                assert now.dtype == np.int64
+                np.testing.assert_array_equal(now, np.flatnonzero(live[layer, fed[b] - 1]))
+    for b, handle in enumerate(handles):
+        for layer in range(m.config.n_layer):
+            np.testing.assert_array_equal(watched.live(layer, handle, lengths[b]), expected[b][1][layer])
+    assert engine.stats().live_tokens == sum(live[:, -1].sum() for _, live in expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(random_models(), st.lists(st.lists(st.integers(0, 10), min_size=1, max_size=8), min_size=1, max_size=3))
+def test_greedy_generation_is_the_dense_argmax(backend, m, prompts):
+    results = generate(m, prompts, max_new_tokens=7, temperature=0, backend=backend)
+    for prompt, result in zip(prompts, results, strict=True):
+        ids = list(prompt)
+        for token in result.ids:
+            logits, _ = dense(m, np.array(ids))
+            best = np.sort(logits[-1])[-2:]
+            assume(best[1] - best[0] > SCORE_MARGIN)  # else rounding may choose
+            assert token == logits[-1].argmax()
+            ids.append(token)
+        assert len(result.ids) == 7 and result.stop_reason == "length"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("beta", "kept"), [(0.0, False), (1.0, True), (-1.0, False)])
+@given(m=random_models(), chunks=st.lists(st.integers(1, 5), min_size=1, max_size=4))
+def test_exact_scores_leave_no_doubt(backend, beta, kept, m, chunks):
+    """Zero interaction weights: every score is exactly beta, and beta = 0 is a tie, which drops."""
+    assume(m.config.int_n_embd is not None and sum(chunks) <= m.config.n_positions)
+    params = dict(m.params)
+    for layer in range(m.config.n_layer):
+        for name in ("q_int.weight", "k_int.weight", "int_bias"):
+            params[f"h.{layer}.attn.{name}"] = np.zeros_like(m.params[f"h.{layer}.attn.{name}"])
+        params[f"h.{layer}.attn.int_bias"] += np.float32(beta)
+    ids = np.arange(sum(chunks)) % m.config.vocab_size
+    logits, mask = forward(params, ids[None], m.config)
+    assert (mask[..., np.tri(len(ids), k=-1, dtype=bool)] == kept).all()
+    engine, start = Engine(m._replace(params=params), backend), 0
+    sequence = engine.new_sequence()
+    for n in chunks:
+        [got] = engine.feed([sequence], [ids[start : start + n]], logits="all")
+        np.testing.assert_allclose(got, logits[0, start : start + n], **THEOREM_LOGITS)
+        start += n
+        for layer in range(m.config.n_layer):
+            assert engine.live_positions(sequence, layer).tolist() == (list(range(start)) if kept else [start - 1])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .layers import softmax, softmax_backward
+from dcp_ref.layers import softmax, softmax_backward
 
 
 def attention(q, k, v, log_i, scale):  # [..., H, T, D] x 3, [..., T, T] -> [..., H, T, D]

@@ -12,8 +12,8 @@ import math
 
 import numpy as np
 
-from .layers import project_backward
-from .sigmoid import alpha_sigmoid, log_derivative
+from dcp_ref.layers import project_backward
+from dcp_ref.sigmoid import alpha_sigmoid, log_derivative
 
 
 def scores(x, w_q, w_k, beta):  # [..., T, C], [C, r], [C, r], [1] -> [..., T, T]

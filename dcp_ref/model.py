@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .attention import attention, attention_backward, merge_heads, split_heads
-from .config import Config
-from .interaction import (
+from dcp_ref.attention import attention, attention_backward, merge_heads, split_heads
+from dcp_ref.config import Config
+from dcp_ref.interaction import (
     log_mask,
     log_mask_backward,
     scores,
@@ -19,7 +19,7 @@ from .interaction import (
     sparsity,
     sparsity_backward,
 )
-from .layers import (
+from dcp_ref.layers import (
     activation,
     activation_backward,
     cross_entropy,

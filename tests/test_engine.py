@@ -15,7 +15,8 @@ MODEL = Model(SMALL, random_params(SMALL, 1, np.float32), None)
 
 
 def state(engine, sequences):
-    return engine.stats(), [engine.live_positions(s, layer).tolist() for s in sequences for layer in range(SMALL.n_layer)]
+    layers = range(SMALL.n_layer)
+    return engine.stats(), [engine.live_positions(s, layer).tolist() for s in sequences for layer in layers]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-
 # KVCache and NativeCache against float64 or each other: float32 sums of at most a few dozen terms of size 1.
 CACHE_ATTENTION = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -17,3 +16,5 @@ SIGMOID = {np.float32: 6e-8, np.float64: 2e-16}  # p is rounded once, and 1 - p 
 SIGMOID_SLOPE = 1e-4  # a fourth-order difference close to the edges of the support
 SCORE_MARGIN = 1e-4  # scores and logits of these models carry a rounding error of about 1e-6
 THEOREM_LOGITS = {"rtol": 1e-3, "atol": 1e-4}  # float32 through three layers with large weights, in another order
+TINY_LOGITS = {"rtol": 1e-3, "atol": 5e-4}  # logits of size 10 through four layers in float32, in another order
+TINY_MARGIN = 2e-5  # scores of size 10 in float32 through four layers differ by less than 1e-5

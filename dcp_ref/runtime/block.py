@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..config import Config
+from dcp_ref.config import Config
 
 
 class Stats(NamedTuple):

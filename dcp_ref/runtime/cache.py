@@ -13,10 +13,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ..attention import merge_heads, split_heads
-from ..config import Config
-from ..layers import softmax
-from .block import Handles, Stats, check_block, check_counts, check_layer, check_pages
+from dcp_ref.attention import merge_heads, split_heads
+from dcp_ref.config import Config
+from dcp_ref.layers import softmax
+from dcp_ref.runtime.block import Handles, Stats, check_block, check_counts, check_layer, check_pages
 
 
 class Tokens:

@@ -1,10 +1,11 @@
 """Decoding with a pruned cache: the layers of `model.py`, one row a token, and a cache in place of the mask."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from dcp_ref.config import Config
 from dcp_ref.layers import layer_norm, linear
 from dcp_ref.model import block_params, mlp
 from dcp_ref.runtime import native
@@ -12,7 +13,10 @@ from dcp_ref.runtime.block import Stats
 from dcp_ref.runtime.cache import KVCache
 from dcp_ref.weights import Model
 
-CACHES = {"numpy": KVCache, "native": native.NativeCache}
+CACHES: dict[str, Callable[[Config], KVCache | native.NativeCache]] = {
+    "numpy": KVCache,
+    "native": native.NativeCache,
+}
 
 
 class Engine:

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from ..config import Config
-from .block import Handles, Stats, check_block, check_counts, check_layer, check_pages
+from dcp_ref.config import Config
+from dcp_ref.runtime.block import Handles, Stats, check_block, check_counts, check_layer, check_pages
 
 ffi: Any
 lib: Any
 try:
-    from .._native import ffi, lib  # type: ignore[import-not-found, no-redef]
+    from dcp_ref._native import ffi, lib  # type: ignore[import-not-found, no-redef]
 except ImportError:  # not built: the package runs on NumPy
     ffi = lib = None
 

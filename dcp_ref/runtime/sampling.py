@@ -39,8 +39,10 @@ class Sampling:
         if self.temperature == 0:
             return int(logits.argmax())
         order = np.argsort(-logits, kind="stable")[: self.top_k]
-        cumulative = np.exp((logits[order].astype(np.float64) - largest) / self.temperature).cumsum()
-        kept = np.searchsorted(cumulative, self.top_p * cumulative[-1]) + 1  # the first that reaches p, and those before
+        with np.errstate(over="ignore"):  # a tiny temperature leaves the largest alone: exp(-inf) = 0 for the rest
+            p = np.exp((logits[order].astype(np.float64) - largest) / self.temperature)
+        cumulative = p.cumsum()
+        kept = np.searchsorted(cumulative, self.top_p * cumulative[-1]) + 1  # up to the first that reaches p
         cumulative = cumulative[:kept]
         return int(order[np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")])
 

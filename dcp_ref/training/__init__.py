@@ -1,8 +1,8 @@
 """Training: optimizer, schedules, data, the files of a run, the loop."""
 
-from .checkpoint import TrainingError
-from .loop import train
-from .settings import TrainSettings
-from .step import perplexity
+from dcp_ref.training.checkpoint import TrainingError
+from dcp_ref.training.loop import train
+from dcp_ref.training.settings import TrainSettings
+from dcp_ref.training.step import perplexity
 
 __all__ = ["TrainSettings", "TrainingError", "perplexity", "train"]

@@ -16,9 +16,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from .. import files
-from ..config import Config
-from .optimizer import Params
+from dcp_ref import files
+from dcp_ref.config import Config
+from dcp_ref.training.optimizer import Params
 
 CHECKPOINT, SETTINGS, METRICS = "checkpoint.safetensors", "settings.json", "metrics.jsonl"
 

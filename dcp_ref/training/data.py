@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..tokenizer import END_OF_TEXT, Tokenizer
-from .settings import TrainSettings
+from dcp_ref.tokenizer import END_OF_TEXT, Tokenizer
+from dcp_ref.training.settings import TrainSettings
 
 PIECE = 1_000_000  # characters given to the tokenizer at once
 TOKENIZER_PIECES = 16  # the vocabulary is learned from about so many pieces, spread over the text

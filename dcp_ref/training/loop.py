@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .. import files, weights
-from . import blas, checkpoint, data
-from .checkpoint import State, TrainingError
-from .settings import TrainSettings
-from .step import perplexity, train_step
+from dcp_ref import files, weights
+from dcp_ref.training import blas, checkpoint, data
+from dcp_ref.training.checkpoint import State, TrainingError
+from dcp_ref.training.settings import TrainSettings
+from dcp_ref.training.step import perplexity, train_step
 
 
 def train(settings: TrainSettings, progress: bool = True) -> None:

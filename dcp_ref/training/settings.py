@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..config import Config
+from dcp_ref.config import Config
 
 MAY_CHANGE = ("out", "threads", "save_every", "eval_every")  # on resuming; all else would change the result
 

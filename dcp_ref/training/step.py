@@ -5,12 +5,12 @@ from concurrent.futures import Executor
 
 import numpy as np
 
-from ..config import Config
-from ..model import forward, loss_and_grads
-from . import data, schedules
-from .checkpoint import State, TrainingError
-from .optimizer import Params, adamw, clip, global_norm
-from .settings import TrainSettings
+from dcp_ref.config import Config
+from dcp_ref.model import forward, loss_and_grads
+from dcp_ref.training import data, schedules
+from dcp_ref.training.checkpoint import State, TrainingError
+from dcp_ref.training.optimizer import Params, adamw, clip, global_norm
+from dcp_ref.training.settings import TrainSettings
 
 
 def train_step(settings: TrainSettings, state: State, tokens: np.ndarray, context: int, pool: Executor) -> dict:

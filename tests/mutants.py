@@ -1,0 +1,179 @@
+"""Small wrong edits, each of which some test must fail: `make mutants`.
+
+Each edit is applied to a copy of the project, the extension is rebuilt where C changed, and the tests that could
+notice are run. An edit that no test fails has survived: this script then exits with 1. The first three are the faults
+of the paper's own code, the way they would look here.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+NEEDED = ("dcp_ref", "csrc", "tests", "build_dcp.py", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+DECODING = ("tests/test_theorem.py", "tests/test_cache.py")
+PAPER = ("tests/test_model.py", "tests/test_layers.py", "tests/test_sigmoid.py")
+CACHE, ENGINE = "dcp_ref/runtime/cache.py", "dcp_ref/runtime/engine.py"
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...] = DECODING
+
+
+MUTANTS = [
+    # The paper's own code: views of the values are permuted before attention uses them.
+    Mutant("official 1 (C): compaction moves keys, not values", "csrc/cache.c",
+           "from + cache->v_at + s * C,", "slots->page[slot / n] + cache->v_at + slot % n * C,"),
+    Mutant("official 1 (NumPy): a drop moves keys, not values", CACHE,
+           "            t.drop(gone)\n", "            v = t.v\n            t.drop(gone)\n            t.v = v[: len(t.k)]\n"),
+    # ... all live tokens are lost when every slot after the first hole is dead.
+    Mutant("official 2: a dead tail takes all", CACHE,
+           "            t.drop(gone)\n",
+           "            t.drop(np.ones_like(gone) if gone.any() and gone[gone.argmax() :].all() else gone)\n"),
+    # ... depth propagation is applied in the dense pass, not in decoding.
+    Mutant("official 3: no depth propagation in decoding", ENGINE,
+           "inherited = dropped if self.config.propagate_in_depth else None", "inherited = None"),
+    # ... and in the loss: the sparsity term counts the constant ones on and above the diagonal.
+    Mutant("official 13: sparsity counts the diagonal", "dcp_ref/interaction.py",
+           "mask *= np.tri(mask.shape[-1], k=-1, dtype=mask.dtype)",
+           "mask *= np.tri(mask.shape[-1], dtype=mask.dtype)", PAPER),
+    Mutant("tie kept (C)", "csrc/attention.c", "+ slot] > 0))", "+ slot] >= 0))"),
+    Mutant("tie kept (NumPy)", CACHE, "~(s > 0)", "~(s >= 0)"),
+    Mutant("tie kept (dense)", "dcp_ref/sigmoid.py", "return (s > 0).astype", "return (s >= 0).astype",
+           (*DECODING, *PAPER)),
+    Mutant("NaN kept (C)", "csrc/attention.c", "if (!(s[p * cache->pool.page_slots + slot] > 0))",
+           "if (s[p * cache->pool.page_slots + slot] <= 0)"),
+    Mutant("a token drops itself (C)", "csrc/attention.c",
+           "        drop_inherited(drops, cache, slots, block, row);\n",
+           "        dcp_insert(cache, slots, block->k + row * C, block->v + row * C, block->k_int + row * r);\n"),
+    Mutant("a token drops itself (dense)", "dcp_ref/interaction.py", "k=-1, dtype=bool)  # j < i",
+           "dtype=bool)  # j < i", (*PAPER, *DECODING)),
+    Mutant("drops after attending (NumPy)", CACHE,
+           "            t.drop(gone)\n            t.insert(block.k[row], block.v[row], block.k_int[row])\n"
+           "            out[row] = attend(block.q[row], t.k, t.v, self.config.n_head, self.config.attention_scale(layer))\n",
+           "            t.insert(block.k[row], block.v[row], block.k_int[row])\n"
+           "            out[row] = attend(block.q[row], t.k, t.v, self.config.n_head, self.config.attention_scale(layer))\n"
+           "            t.drop(np.append(gone, False))\n"),
+    Mutant("beta's sign (C)", "csrc/attention.c", "* scale + beta", "* scale - beta"),
+    Mutant("beta forgotten (engine)", ENGINE, 'float(p["attn.int_bias"][0])', "0.0"),
+    Mutant("scores not scaled by sqrt(r) (dense)", "dcp_ref/interaction.py",
+           "scale = 1 / math.sqrt(w_q.shape[1])", "scale = 1.0", (*PAPER, *DECODING)),
+    Mutant("a dropped slot stays live (C)", "csrc/slots.c", "&= ~(UINT64_C(1) << slot % page_slots)",
+           "|= UINT64_C(1) << slot % page_slots"),
+    Mutant("a reused slot keeps its old value (C)", "csrc/cache.c",
+           "    memcpy(page + cache->v_at + slot * C, v, C * sizeof *v);\n",
+           "    if (page[cache->v_at + slot * C] != page[cache->v_at + slot * C] || !position)\n"
+           "        memcpy(page + cache->v_at + slot * C, v, C * sizeof *v);\n"),
+    Mutant("a reused slot keeps its old interaction key (C)", "csrc/cache.c", "    if (r > 0)\n", "    if (r > 0 && slot)\n"),
+    Mutant("a page taken from the pool keeps its bitmap (C)", "csrc/slots.c", "        slots->bitmap[p] = 0;\n", ""),
+    Mutant("surplus pages are kept (C)", "csrc/attention.c", "    dcp_compact(cache, slots);\n", ""),
+    Mutant("compaction loses the positions (C)", "csrc/cache.c", "dcp_position(cache, from, s));", "(int32_t)s);"),
+    Mutant("inherited drops a row late (C)", "csrc/attention.c", "if (pair[0] > (int32_t)row)",
+           "if (pair[0] >= (int32_t)row)"),
+    Mutant("positions off by one", ENGINE, "np.arange(start, start + n)", "np.arange(start, start + n) - (start > 0)"),
+    Mutant("a last position too many", ENGINE, "start + row.size > self.config.n_positions",
+           "start + row.size > self.config.n_positions + 1", ("tests/test_engine.py",)),
+    Mutant("a dropped token comes back (dense)", "dcp_ref/interaction.py", "return log_keep.cumsum(-2), (p, alpha)",
+           "return log_keep, (p, alpha)", (*PAPER, *DECODING)),
+    Mutant("gradient of the mask in its own row only", "dcp_ref/interaction.py",
+           "dlog_i[..., ::-1, :].cumsum(-2)[..., ::-1, :]", "dlog_i", PAPER),
+    Mutant("gradient through saturated gates", "dcp_ref/sigmoid.py", "return np.where(inside, slope, 0)",
+           "return np.where(p > 0, slope, 0)", PAPER),
+    Mutant("no gradient to the masks of earlier layers", "dcp_ref/model.py",
+           "dlog_handed = dlog_i + dlog_later", "dlog_handed = dlog_later", PAPER),
+    Mutant("one Newton step too few", "dcp_ref/sigmoid.py", "for _ in range(3)", "for _ in range(1)", PAPER),
+    Mutant("an interrupted sequence goes on", ENGINE,
+           "        self._length.update(dict.fromkeys(sequences))\n", "", ("tests/test_engine.py",)),
+]  # fmt: skip
+
+
+def main() -> int:
+    """Run the unchanged project, then every mutant; returns the exit code."""
+    with tempfile.TemporaryDirectory() as scratch:
+        copies: Queue[Path] = Queue()
+        for i in range(os.cpu_count() or 1):
+            copies.put(copy_project(Path(scratch) / str(i)))
+        unchanged = copies.get()
+        failure = failing_test(unchanged, [*DECODING, *PAPER, "tests/test_engine.py"])
+        copies.put(unchanged)
+        if failure:
+            print(f"the tests fail without any mutant: {failure}")
+            return 1
+
+        def run(mutant: Mutant) -> str | None:
+            copy = copies.get()
+            try:
+                return killer(copy, mutant)
+            finally:
+                copies.put(copy)
+
+        survivors = 0
+        with ThreadPoolExecutor(copies.qsize()) as pool:
+            for mutant, test in zip(MUTANTS, pool.map(run, MUTANTS), strict=True):
+                survivors += test is None
+                print(f"{'SURVIVED' if test is None else 'killed  '} {mutant.name:52} {test or ''}", flush=True)
+    print(f"{len(MUTANTS) - survivors} of {len(MUTANTS)} mutants killed")
+    return survivors > 0
+
+
+def copy_project(copy: Path) -> Path:
+    """What the tests need, with the extension built in place."""
+    for name in NEEDED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+        else:
+            shutil.copy(ROOT / name, copy / name)
+    build(copy)
+    return copy
+
+
+def build(copy: Path) -> None:
+    """Build the extension; an edit that does not compile is a mistake in the list above."""
+    shutil.rmtree(copy / "build", ignore_errors=True)
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace", "--force"]
+    subprocess.run(command, cwd=copy, check=True, capture_output=True, env=os.environ | {"CFLAGS": "-O1"})
+    if not list((copy / "dcp_ref").glob("_native*.so")):
+        raise RuntimeError("the extension did not build")
+
+
+def killer(copy: Path, mutant: Mutant) -> str | None:
+    """The first test that fails with this edit; None when it survives. The copy is put right again."""
+    file = copy / mutant.file
+    right = file.read_text(encoding="utf-8")
+    if right.count(mutant.old) != 1:
+        raise ValueError(f"{mutant.name}: its text stands {right.count(mutant.old)} times in {mutant.file}, not once")
+    file.write_text(right.replace(mutant.old, mutant.new), encoding="utf-8")
+    try:
+        if mutant.file.startswith("csrc"):
+            build(copy)
+        return failing_test(copy, mutant.tests)
+    finally:
+        file.write_text(right, encoding="utf-8")
+        if mutant.file.startswith("csrc"):
+            build(copy)
+
+
+def failing_test(copy: Path, tests) -> str | None:
+    """The name of the first failing test, or None."""
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=no", *tests]
+    environment = os.environ | {"HYPOTHESIS_PROFILE": "mutants", "PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    if result.returncode == 0:
+        return None
+    lines = result.stdout.splitlines()
+    failed = [line.split()[1] for line in lines if line.startswith(("FAILED", "ERROR"))]
+    return failed[0] if failed else f"pytest exited with {result.returncode}: {lines[-1:]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

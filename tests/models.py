@@ -1,6 +1,7 @@
 """Random models for tests: small, and with weights large enough for every part to matter."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 from hypothesis import strategies as st
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from dcp_ref import Config, Model, weights
 from dcp_ref.config import ACTIVATIONS
 
+GOLDEN_DIR = Path(__file__).parent / "golden"
 SMALL = Config(vocab_size=11, n_positions=9, n_embd=8, n_layer=3, n_head=2, int_n_embd=4, eos_token_id=None)
 
 

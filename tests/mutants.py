@@ -19,6 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("dcp_ref", "csrc", "tests", "build_dcp.py", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 DECODING = ("tests/test_theorem.py", "tests/test_cache.py")
 PAPER = ("tests/test_model.py", "tests/test_layers.py", "tests/test_sigmoid.py")
+INSERT = "            t.insert(block.k[row], block.v[row], block.k_int[row])\n"
+ATTEND = (
+    "            out[row] = attend(block.q[row], t.k, t.v, self.config.n_head, self.config.attention_scale(layer))\n"
+)
 CACHE, ENGINE = "dcp_ref/runtime/cache.py", "dcp_ref/runtime/engine.py"
 
 
@@ -35,7 +39,8 @@ MUTANTS = [
     Mutant("official 1 (C): compaction moves keys, not values", "csrc/cache.c",
            "from + cache->v_at + s * C,", "slots->page[slot / n] + cache->v_at + slot % n * C,"),
     Mutant("official 1 (NumPy): a drop moves keys, not values", CACHE,
-           "            t.drop(gone)\n", "            v = t.v\n            t.drop(gone)\n            t.v = v[: len(t.k)]\n"),
+           "            t.drop(gone)\n",
+           "            v = t.v\n            t.drop(gone)\n            t.v = v[: len(t.k)]\n"),
     # ... all live tokens are lost when every slot after the first hole is dead.
     Mutant("official 2: a dead tail takes all", CACHE,
            "            t.drop(gone)\n",
@@ -59,11 +64,7 @@ MUTANTS = [
     Mutant("a token drops itself (dense)", "dcp_ref/interaction.py", "k=-1, dtype=bool)  # j < i",
            "dtype=bool)  # j < i", (*PAPER, *DECODING)),
     Mutant("drops after attending (NumPy)", CACHE,
-           "            t.drop(gone)\n            t.insert(block.k[row], block.v[row], block.k_int[row])\n"
-           "            out[row] = attend(block.q[row], t.k, t.v, self.config.n_head, self.config.attention_scale(layer))\n",
-           "            t.insert(block.k[row], block.v[row], block.k_int[row])\n"
-           "            out[row] = attend(block.q[row], t.k, t.v, self.config.n_head, self.config.attention_scale(layer))\n"
-           "            t.drop(np.append(gone, False))\n"),
+           f"            t.drop(gone)\n{INSERT}{ATTEND}", f"{INSERT}{ATTEND}            t.drop(np.append(gone, False))\n"),
     Mutant("beta's sign (C)", "csrc/attention.c", "* scale + beta", "* scale - beta"),
     Mutant("beta forgotten (engine)", ENGINE, 'float(p["attn.int_bias"][0])', "0.0"),
     Mutant("scores not scaled by sqrt(r) (dense)", "dcp_ref/interaction.py",
@@ -74,7 +75,8 @@ MUTANTS = [
            "    memcpy(page + cache->v_at + slot * C, v, C * sizeof *v);\n",
            "    if (page[cache->v_at + slot * C] != page[cache->v_at + slot * C] || !position)\n"
            "        memcpy(page + cache->v_at + slot * C, v, C * sizeof *v);\n"),
-    Mutant("a reused slot keeps its old interaction key (C)", "csrc/cache.c", "    if (r > 0)\n", "    if (r > 0 && slot)\n"),
+    Mutant("a reused slot keeps its old interaction key (C)", "csrc/cache.c",
+           "    if (r > 0)\n", "    if (r > 0 && slot)\n"),
     Mutant("a page taken from the pool keeps its bitmap (C)", "csrc/slots.c", "        slots->bitmap[p] = 0;\n", ""),
     Mutant("surplus pages are kept (C)", "csrc/attention.c", "    dcp_compact(cache, slots);\n", ""),
     Mutant("compaction loses the positions (C)", "csrc/cache.c", "dcp_position(cache, from, s));", "(int32_t)s);"),

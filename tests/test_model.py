@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from models import SMALL, random_params
+from models import GOLDEN_DIR, SMALL, random_params
 from tolerances import GOLDEN, HF_FLOAT32, PROJECTION
 
 from dcp_ref import forward, load, loss_and_grads, weights
 from dcp_ref.config import ACTIVATIONS
 
-OFFICIAL = np.load("tests/golden/official_small.npz")
+OFFICIAL = np.load(GOLDEN_DIR / "official_small.npz")
 STATE = {name.removeprefix("param/"): OFFICIAL[name] for name in OFFICIAL.files if name.startswith("param/")}
 ALPHAS = ("1.1", "1.5", "2.0", "3.0", "4.0", "inf")
 
@@ -50,7 +50,7 @@ def test_every_gradient_equals_the_official_code(depth, alpha):
 
 
 def test_a_plain_gpt2_equals_transformers():
-    model, expected = load("tests/golden/hf_tiny"), np.load("tests/golden/hf_tiny/expected.npz")
+    model, expected = load(GOLDEN_DIR / "hf_tiny"), np.load(GOLDEN_DIR / "hf_tiny/expected.npz")
     ids = expected["ids"]
     wide = {name: value.astype(np.float64) for name, value in model.params.items()}
     assert relative(forward(wide, ids, model.config).logits, expected["logits"]) < GOLDEN
@@ -63,7 +63,7 @@ def test_a_plain_gpt2_equals_transformers():
 
 
 def test_the_dense_forward_decodes_greedily_like_transformers():
-    model, expected = load("tests/golden/hf_tiny"), np.load("tests/golden/hf_tiny/expected.npz")
+    model, expected = load(GOLDEN_DIR / "hf_tiny"), np.load(GOLDEN_DIR / "hf_tiny/expected.npz")
     ids = expected["ids"][:1, :4].tolist()
     while len(ids[0]) < expected["greedy"].shape[1]:
         ids[0].append(int(forward(model.params, np.array(ids), model.config).logits[0, -1].argmax()))

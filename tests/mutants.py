@@ -64,7 +64,8 @@ MUTANTS = [
     Mutant("a token drops itself (dense)", "dcp_ref/interaction.py", "k=-1, dtype=bool)  # j < i",
            "dtype=bool)  # j < i", (*PAPER, *DECODING)),
     Mutant("drops after attending (NumPy)", CACHE,
-           f"            t.drop(gone)\n{INSERT}{ATTEND}", f"{INSERT}{ATTEND}            t.drop(np.append(gone, False))\n"),
+           f"            t.drop(gone)\n{INSERT}{ATTEND}",
+           f"{INSERT}{ATTEND}            t.drop(np.append(gone, False))\n"),
     Mutant("beta's sign (C)", "csrc/attention.c", "* scale + beta", "* scale - beta"),
     Mutant("beta forgotten (engine)", ENGINE, 'float(p["attn.int_bias"][0])', "0.0"),
     Mutant("scores not scaled by sqrt(r) (dense)", "dcp_ref/interaction.py",
@@ -96,7 +97,7 @@ MUTANTS = [
     Mutant("one Newton step too few", "dcp_ref/sigmoid.py", "for _ in range(3)", "for _ in range(1)", PAPER),
     Mutant("an interrupted sequence goes on", ENGINE,
            "        self._length.update(dict.fromkeys(sequences))\n", "", ("tests/test_engine.py",)),
-]  # fmt: skip
+]
 
 
 def main() -> int:

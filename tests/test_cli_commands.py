@@ -3,12 +3,11 @@
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 import types
 
 import pytest
-from cli_tools import assert_refused, call
+from cli_tools import assert_refused, call, process_of
 from text_models import text_model
 from training_tools import SHAPE, failing, write_text
 
@@ -21,9 +20,10 @@ MODEL = text_model()
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk():
     with open("/dev/full", "w") as full:
-        process = subprocess.run([sys.executable, "-m", "dcp_ref.cli", "info"], stdout=full, stderr=subprocess.PIPE, check=False)
+        process = process_of("info", stdout=full)
+    _, err = process.communicate()
     assert process.returncode == 1
-    assert process.stderr.startswith(b"dcp-ref info: ") and process.stderr.count(b"\n") == 1
+    assert err.startswith(b"dcp-ref info: ") and err.count(b"\n") == 1
 
 
 def test_info(capsys):
@@ -60,7 +60,7 @@ def test_train_takes_every_setting_as_an_option(capsys, monkeypatch):
         text=("a", "b", "c"), out="m", valid=("d", "e"), config="{}", prune=True, int_n_embd=3, propagate_in_depth=True,
         vocab_size=300, context=9, steps=3, batch=8, micro_batch=2, learning_rate=0.5, warmup=1, weight_decay=0.25,
         clip=2.5, gamma=0.75, seed=9, eval_every=4, eval_windows=6, save_every=7, threads=5,
-    )  # fmt: skip
+    )
     assert {f.name for f in dataclasses.fields(TrainSettings)} == {*changed, "init"}
     arguments = ["--text", "a", "b", "--text", "c", "--valid", "d", "--valid", "e"]
     for name, value in changed.items():

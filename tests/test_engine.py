@@ -56,7 +56,7 @@ def test_wrong_sequences_are_named(backend):
     a, b = engine.new_sequence(), engine.new_sequence()
     engine.release(b)
     for sequences, message in (([a, a], "0 is given twice"), ([a, b], "1 is unknown or was released"), ([7], "7"),
-                               ([None], "None"), ([[a]], "unknown"), ([], "0 sequences")):  # fmt: skip
+                               ([None], "None"), ([[a]], "unknown"), ([], "0 sequences")):
         with pytest.raises(ValueError, match=message):
             engine.feed(sequences, [[1]] * len(sequences))
     with pytest.raises(ValueError, match="1 is unknown or was released"):

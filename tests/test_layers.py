@@ -37,14 +37,14 @@ def check_backward(forward, backward, inputs, seed):
 def test_linear(seed, T, C, K):
     rng = np.random.default_rng(seed)
     check_backward(layers.linear, layers.linear_backward,
-                   [rng.normal(size=s) for s in ((2, T, C), (C, K), (K,))], seed)  # fmt: skip
+                   [rng.normal(size=s) for s in ((2, T, C), (C, K), (K,))], seed)
 
 
 @given(SEEDS, SIZES, st.integers(2, 6))
 def test_layer_norm(seed, T, C):
     rng = np.random.default_rng(seed)
     check_backward(lambda x, g, b: layers.layer_norm(x, g, b, 1e-3), layers.layer_norm_backward,
-                   [rng.normal(size=s) for s in ((2, T, C), (C,), (C,))], seed)  # fmt: skip
+                   [rng.normal(size=s) for s in ((2, T, C), (C,), (C,))], seed)
 
 
 @pytest.mark.parametrize("kind", ["gelu_new", "gelu", "relu"])
@@ -77,7 +77,7 @@ def test_embedding_adds_up_repeated_tokens(seed, T):
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, 3, (2, T))
     check_backward(lambda wte, wpe: layers.embedding(ids, wte, wpe), layers.embedding_backward,
-                   [rng.normal(size=(3, 4)), rng.normal(size=(6, 4))], seed)  # fmt: skip
+                   [rng.normal(size=(3, 4)), rng.normal(size=(6, 4))], seed)
 
 
 @given(SEEDS, SIZES, st.integers(2, 6), st.booleans())
@@ -85,7 +85,7 @@ def test_cross_entropy(seed, T, V, ignore_all):
     rng = np.random.default_rng(seed)
     targets = np.where(ignore_all, -1, rng.integers(-1, V, (2, T)))
     check_backward(lambda x: layers.cross_entropy(x, targets), layers.cross_entropy_backward,
-                   [rng.normal(size=(2, T, V)) * 3], seed)  # fmt: skip
+                   [rng.normal(size=(2, T, V)) * 3], seed)
 
 
 def test_cross_entropy_by_hand():

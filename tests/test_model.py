@@ -83,7 +83,7 @@ def test_gradients_by_projection(seed, alpha, depth, tied, activation, length):
     config = dataclasses.replace(
         SMALL, propagate_in_depth=depth, tie_word_embeddings=tied, activation_function=activation,
         scale_attn_by_inverse_layer_idx=True,
-    )  # fmt: skip
+    )
     rng = np.random.default_rng(seed)
     params = random_params(config, seed)
     ids, targets = rng.integers(0, config.vocab_size, (2, 2, length))

@@ -52,7 +52,7 @@ def test_equals_mpmath(alpha, dtype):
     npst.arrays(st.sampled_from([np.float32, np.float64]), npst.array_shapes(max_dims=3),
                 elements=st.floats(-50, 50, width=32)),
     st.one_of(st.sampled_from(ALPHAS), st.floats(1, 100)),
-)  # fmt: skip
+)
 def test_properties(s, alpha):
     p = alpha_sigmoid(s, alpha)
     assert p.shape == s.shape and p.dtype == s.dtype
@@ -87,7 +87,7 @@ def test_exactly_saturated_from_the_edge_on(alpha):
 
 def test_the_step_drops_ties_and_nan():
     assert alpha_sigmoid(np.array([-1, -0.0, 0.0, 1e-300, np.nan, np.inf, -np.inf]), math.inf).tolist() == [
-        0, 0, 0, 1, 0, 1, 0]  # fmt: skip
+        0, 0, 0, 1, 0, 1, 0]
 
 
 @pytest.mark.parametrize("alpha", [1, 1.5, 2, 4])

@@ -1,6 +1,7 @@
 """The pieces of training against plain references."""
 
 import ctypes
+import json
 import lzma
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from tolerances import PERPLEXITY_FLOAT64, TRAINING_FLOAT32
 from dcp_ref import weights
 from dcp_ref.config import Config
 from dcp_ref.model import forward, loss_and_grads
-from dcp_ref.training import blas, data, perplexity, schedules, step
+from dcp_ref.training import TrainSettings, blas, data, perplexity, schedules, step
 from dcp_ref.training import checkpoint as checkpoint_files
 from dcp_ref.training.optimizer import adamw, clip, global_norm
 
@@ -153,3 +154,9 @@ def test_matrix_products_get_one_thread_and_then_theirs_again():
     with blas.one_thread():
         assert threads() == 1
     assert threads() == before
+
+
+def test_paths_may_be_path_objects(tmp_path):
+    settings = TrainSettings(text=[tmp_path / "a.txt"], out=tmp_path / "out", init=tmp_path / "init")
+    assert json.loads(json.dumps(settings.to_dict()))["out"] == str(tmp_path / "out")
+    assert settings == TrainSettings(text=[str(tmp_path / "a.txt")], out=f"{tmp_path}/out", init=f"{tmp_path}/init")

@@ -92,7 +92,7 @@ def test_other_settings_are_refused_on_resuming(text, tmp_path, change):
         ("config: the model in init", {"init": "tiny"}),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_bad_settings_are_named_before_anything_is_written(text, tmp_path, message, change):
     with pytest.raises(ValueError, match=message):
         train(run_settings(text, tmp_path / "run", **change), progress=False)

@@ -23,7 +23,7 @@ def run_settings(book: str, out: Path, **changes) -> TrainSettings:
     base = dict(
         text=(book,), valid=(book,), out=str(out), config=SHAPE, prune=True, vocab_size=270, steps=STEPS, batch=4,
         learning_rate=1e-2, warmup=2, eval_every=3, eval_windows=3, save_every=2, threads=2,
-    )  # fmt: skip
+    )
     return TrainSettings(**(base | changes))
 
 

@@ -34,7 +34,7 @@ class TrainSettings:
     config: str | None = option(
         None, "without init: a config.json, or its text; its vocab_size and eos_token_id are not used"
     )
-    prune: bool = option(False, "learn to drop context: add interaction weights where config or init have none")
+    prune: bool = option(False, "learn to drop context, best from a dense init: add interaction weights where there are none")
     int_n_embd: int = option(16, "width of the interaction weights, where they are added")
     propagate_in_depth: bool = option(False, "what one layer drops, later ones drop too")
     vocab_size: int = option(4096, "tokens of a new tokenizer, at most")
@@ -58,12 +58,15 @@ class TrainSettings:
             if isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be a list of files, not one string")
             object.__setattr__(self, name, tuple(str(path) for path in getattr(self, name)))
+        for name in ("out", "init", "config"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, str(getattr(self, name)))
         if not self.text:
             raise ValueError("text: no file given")
         if self.init is not None and self.config is not None:
             raise ValueError("config: the model in init has its own; give one of the two")
         positive = ("int_n_embd", "steps", "batch", "micro_batch", "learning_rate", "clip", "eval_every",
-                    "eval_windows", "save_every", "threads")  # fmt: skip
+                    "eval_windows", "save_every", "threads")
         for name in positive:
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -1,0 +1,66 @@
+"""The options of the `dcp-ref` command."""
+
+import argparse
+import dataclasses
+from typing import Any, get_args, get_origin
+
+from dcp_ref import __version__
+from dcp_ref.runtime.engine import CACHES
+from dcp_ref.training import TrainSettings
+
+EXAMPLES = """examples:
+  dcp-ref generate "The old man looked at the sea"
+  dcp-ref generate --file chapter.txt --max-new-tokens 50 --temperature 0
+  dcp-ref train --text book.txt --out dense
+  dcp-ref train --text book.txt --out pruned --init dense --prune
+  dcp-ref COMMAND --help
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command; `args.command` is None when none is given."""
+    top = argparse.ArgumentParser(
+        prog="dcp-ref", description="Dynamic Context Pruning: GPT-2 that drops the context it does not need.",
+        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top.add_argument("--version", action="version", version=f"dcp-ref {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    _generate_options(commands.add_parser("generate", help="continue prompts"))
+    _train_options(commands.add_parser("train", help="train a model on text"))
+
+    p = commands.add_parser("download", help="fetch a GPT-2 from the Hugging Face hub")
+    p.add_argument("name", help="gpt2, gpt2-medium, ..., or owner/name")
+    p.add_argument("--out", metavar="DIR", help="where to; without it, a directory of the model's name, here")
+
+    p = commands.add_parser("info", help="show what runs here: backend, versions, models")
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+    return top
+
+
+def _generate_options(p: argparse.ArgumentParser) -> None:
+    add = p.add_argument
+    add("prompts", nargs="*", metavar="PROMPT", help="a text to continue; without any, standard input is one")
+    add("--file", nargs="+", action="extend", default=[], help="files, each one prompt; - is standard input")
+    add("--model", default="tiny", help="a model directory, or the name of a shipped model (default: tiny)")
+    add("--max-new-tokens", type=int, default=100, metavar="N", help="tokens to add, at most (default: 100)")
+    add("--temperature", type=float, default=0.8, metavar="X", help="0 takes the likeliest token (default: 0.8)")
+    add("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only (default: from all)")
+    add("--top-p", type=float, default=0.95, metavar="P", help="then from the fewest of probability P (default: 0.95)")
+    add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same text (default: 0)")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; can be repeated")
+    add("--backend", choices=sorted(CACHES), help="of the cache (default: native where it is built)")
+    add("--json", action="store_true", help="print one JSON object, at the end")
+
+
+def _train_options(p: argparse.ArgumentParser) -> None:
+    """An option for each field of TrainSettings."""
+    for f in dataclasses.fields(TrainSettings):
+        flag, text, required = "--" + f.name.replace("_", "-"), f.metadata["help"], f.default is dataclasses.MISSING
+        kind: Any = next((t for t in get_args(f.type) if t is not type(None)), f.type)
+        if kind is bool:
+            p.add_argument(flag, action="store_true", help=text)
+        elif get_origin(f.type) is tuple:
+            p.add_argument(flag, nargs="+", action="extend", default=[], required=required, metavar="FILE", help=text)
+        else:
+            metavar = {int: "N", float: "X", str: "PATH"}[kind]
+            text += f" (default: {f.default})" if kind is not str and f.default is not None else ""
+            p.add_argument(flag, type=kind, default=f.default, required=required, metavar=metavar, help=text)

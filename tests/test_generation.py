@@ -1,0 +1,208 @@
+"""Generation against the dense model, token by token; how rows end; what may be shown before they do."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from text_models import CONFIG, TOKENIZER, text_model
+
+from dcp_ref import Model, forward, generate
+from dcp_ref.runtime import generation, native
+from dcp_ref.runtime.generation import Generation, Row
+from dcp_ref.runtime.sampling import Sampling, row_stream
+
+BACKENDS = ["numpy", pytest.param("native", marks=pytest.mark.skipif(not native.available(), reason="not built"))]
+MODEL = text_model()
+WITHOUT_END = text_model(dataclasses.replace(CONFIG, eos_token_id=None))
+PROMPTS = ["the old man", "the sea", "señor, 海", "t"]
+SAMPLED = {"temperature": 0.9, "top_k": 60, "top_p": 0.98, "seed": 7}
+
+
+def dense_ids(model, prompt, n, row, temperature, top_k, top_p, seed):
+    """What the dense model writes after one prompt, all of it computed anew for every token."""
+    ids, sampling, rng = list(prompt), Sampling(temperature, top_k, top_p), row_stream(seed, row)
+    for _ in range(n):
+        logits = forward(model.params, np.array([ids]), model.config).logits[0, -1]
+        ids.append(sampling.draw(logits, rng))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("settings", [SAMPLED, SAMPLED | {"temperature": 0}])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_each_row_is_what_the_dense_model_writes(backend, settings):
+    results = generate(WITHOUT_END, PROMPTS, max_new_tokens=15, backend=backend, **settings)
+    for b, (prompt, result) in enumerate(zip(PROMPTS, results, strict=True)):
+        ids = dense_ids(WITHOUT_END, TOKENIZER.encode(prompt), 15, b, **settings)
+        assert result == Generation(ids, TOKENIZER.decode(ids), "length")
+
+
+@given(others=st.lists(st.sampled_from([*PROMPTS, [1, 2, 3], "the end" * 9]), min_size=3, max_size=3))
+def test_a_row_does_not_depend_on_the_rows_beside_it(others):
+    prompts = [others[0], "the old man", *others[1:]]
+    alone = generate(MODEL, ["the sea", "the old man"], max_new_tokens=12, seed=3)[1]
+    assert generate(MODEL, prompts, max_new_tokens=12, seed=3)[1] == alone
+
+
+def test_the_seed_and_the_row_choose_the_text():
+    texts = [r.text for seed in range(3) for r in generate(MODEL, ["the"] * 3, max_new_tokens=20, seed=seed)]
+    assert len(set(texts)) == 9
+    assert [r.text for r in generate(MODEL, ["the"] * 3, max_new_tokens=20, seed=1)] == texts[3:6]
+
+
+def test_no_prompts_no_results():
+    assert generate(MODEL, []) == []
+
+
+def test_end_of_text_ends_a_row_and_is_left_out():
+    [free, beside] = generate(WITHOUT_END, ["the sea"] * 2, max_new_tokens=20)
+    end = next(i for i in free.ids if i not in beside.ids)
+    model = text_model(dataclasses.replace(CONFIG, eos_token_id=end))
+    ids = free.ids[: free.ids.index(end)]
+    ended = Generation(ids, TOKENIZER.decode(ids), "eos")
+    assert generate(model, ["the sea"] * 2, max_new_tokens=20) == [ended, beside]
+
+
+def test_a_stop_string_ends_the_text_before_it_wherever_tokens_meet():
+    [free] = generate(WITHOUT_END, ["the sea"], max_new_tokens=30)
+    for start in range(len(free.text) - 3):
+        stop = free.text[start : start + 3]
+        if "\ufffd" in stop:  # may be half a character on the way
+            continue
+        [result] = generate(WITHOUT_END, ["the sea"], max_new_tokens=30, stop=["never there", stop])
+        assert result.text == free.text[: free.text.index(stop)] and result.stop_reason == "stop"
+        n = len(result.ids)
+        assert result.ids == free.ids[:n]
+        assert stop in TOKENIZER.decode(result.ids) and stop not in TOKENIZER.decode(result.ids[:-1])
+
+
+def test_a_stop_string_in_the_last_token_counts():
+    [free] = generate(WITHOUT_END, ["the sea"], max_new_tokens=30)
+    texts = [TOKENIZER.decode(free.ids[:n]) for n in range(31)]
+    n = next(n for n in range(2, 31) if texts[n][-1].isascii() and texts[n][-1] not in texts[n - 1])
+    for stop in ([texts[n][-1]], texts[n][-1]):  # one string will do for a list of one
+        [result] = generate(WITHOUT_END, ["the sea"], max_new_tokens=n, stop=stop)
+        assert result == Generation(free.ids[:n], texts[n][:-1], "stop")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("room", [0, 1, 5])
+def test_the_last_position(room, backend):
+    prompt = [1] * (CONFIG.n_positions - room)
+    [result, beside] = generate(WITHOUT_END, [prompt, "the"], max_new_tokens=9, backend=backend)
+    assert len(result.ids) == room + 1 and result.stop_reason == "n_positions"  # the newest token needs no position
+    assert len(beside.ids) == 9 and beside.stop_reason == "length"
+    assert generate(WITHOUT_END, [prompt], max_new_tokens=room + 1)[0].stop_reason == "length"
+
+
+def test_no_tokens_at_all(monkeypatch):
+    monkeypatch.setattr(generation.Engine, "feed", None)
+    assert generate(MODEL, ["the", [1]], max_new_tokens=0) == [Generation([], "", "length")] * 2
+
+
+def test_without_a_tokenizer_ids_work_and_texts_are_refused():
+    model = WITHOUT_END._replace(tokenizer=None)
+    prompt = TOKENIZER.encode("the sea")
+    [with_text] = generate(WITHOUT_END, ["the sea"], max_new_tokens=9)
+    for same in (prompt, tuple(prompt), np.array(prompt), np.array(prompt, np.uint16)):
+        assert generate(model, [same], max_new_tokens=9) == [with_text._replace(text=None)]
+    with pytest.raises(ValueError, match=r"prompts\[1\]: the model has no tokenizer; give token ids"):
+        generate(model, [[1], "the sea"])
+    with pytest.raises(ValueError, match="stop: the model has no tokenizer"):
+        generate(model, [[1]], stop=["x"])
+
+
+def test_ids_beyond_the_tokenizer_are_never_drawn():
+    config = dataclasses.replace(CONFIG, vocab_size=4 * TOKENIZER.vocab_size, eos_token_id=None)
+    results = generate(text_model(config), [[config.vocab_size - 1]] * 4, max_new_tokens=40, temperature=100.0)
+    assert all(len(r.ids) == 40 and max(r.ids) < TOKENIZER.vocab_size for r in results)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ("the sea", "prompts must be a list, not one string"),
+        (b"the sea", "prompts must be a list, not one string"),
+        (["the sea", ""], r"prompts\[1\] is empty"),
+        ([[]], r"prompts\[0\] is empty"),
+        ([1, 2, 3], r"prompts\[0\] must be a text or a list of token ids, not 1"),
+        ([b"the sea"], r"prompts\[0\] must be a text or a list of token ids, not b'the sea'"),
+        ([[1, 2.5]], r"prompts\[0\] must be a text or a list of token ids"),
+        ([np.zeros(3)], r"prompts\[0\] must be a text or a list of token ids"),
+        ([[1, CONFIG.vocab_size]], rf"prompts\[0\]: token id {CONFIG.vocab_size} is not in"),
+        ([[-1]], r"prompts\[0\]: token id -1 is not in"),
+        (["the", "a" * 99], r"prompts\[1\] is too long: 99 tokens, but the model has 48 positions"),
+        (["caf\udce9"], r"prompts\[0\]: text is not valid Unicode"),
+    ],
+)
+def test_prompts_that_cannot_be_continued_are_named(prompts, message):
+    with pytest.raises(ValueError, match=message):
+        generate(MODEL, prompts)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_new_tokens": -1}, "max_new_tokens must be an integer of at least 0, not -1"),
+        ({"max_new_tokens": 2.0}, "max_new_tokens must be an integer of at least 0, not 2.0"),
+        ({"max_new_tokens": None}, "max_new_tokens must be an integer of at least 0, not None"),
+        ({"seed": -1}, "seed must be an integer of at least 0, not -1"),
+        ({"seed": "1"}, "seed must be an integer of at least 0, not '1'"),
+        ({"stop": [""]}, "stop must be texts of at least one character, not ''"),
+        ({"stop": ""}, "stop must be texts of at least one character, not ''"),
+        ({"stop": [3]}, "stop must be texts of at least one character, not 3"),
+        ({"temperature": -1}, "temperature must be 0"),
+        ({"backend": "cuda"}, "backend 'cuda' is not one of"),
+    ],
+)
+def test_impossible_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        generate(MODEL, ["the sea"], **settings)
+
+
+tokens = st.lists(st.sampled_from([t for part in ("a", "b", "海", "\ufffd", "the") for t in TOKENIZER.encode(part)]))
+stops = st.lists(st.text("ab海\ufffd", min_size=1, max_size=4), max_size=3)
+
+
+@example(tokens=[t for letter in "aab" for t in TOKENIZER.encode(letter)], stops=["aab"], n=9, interrupted=False)
+@given(tokens=tokens, stops=stops, n=st.integers(1, 25), interrupted=st.booleans())
+def test_what_is_shown_is_never_taken_back(tokens, stops, n, interrupted):
+    """Tokens in any order: halves of characters, stop strings cut anywhere."""
+    row, shown = Row(Model(CONFIG, {}, TOKENIZER), [0], n, row_stream(0, 0), stops), ""
+    for token in tokens:
+        if row.stop_reason is None:
+            row.accept(token)
+        assert row.settled().startswith(shown)
+        shown = row.settled()
+        assert not any(s in shown for s in stops)
+    if interrupted:
+        row.interrupt()
+        assert row.stop_reason is not None and row.generation().text == shown
+    if row.stop_reason not in (None, "interrupted"):
+        whole = TOKENIZER.decode(row.ids)
+        assert row.text == shown == (whole if row.stop_reason == "length" else whole[: len(shown)])
+
+
+def test_the_first_stop_string_in_the_text_counts():
+    row = Row(Model(CONFIG, {}, TOKENIZER), [0], 99, row_stream(0, 0), ["d", "old", "l"])
+    [token] = TOKENIZER.encode(" old")
+    row.accept(token)
+    assert row.text == " " and row.stop_reason == "stop"
+
+
+def test_what_is_held_back():
+    row, settled = Row(Model(CONFIG, {}, TOKENIZER), [0], 99, row_stream(0, 0), ["a海b", "x"]), []
+    for part in ("o", "a", "海", "a", "海", "🌊", "x"):
+        for token in TOKENIZER.encode(part):  # byte by byte
+            row.accept(token)
+            assert "\ufffd" not in row.settled()
+        settled.append(row.settled())
+    assert settled == ["o", "o", "o", "oa海", "oa海", "oa海a海🌊", "oa海a海🌊"]
+
+
+def test_bytes_that_are_no_characters_are_shown_but_for_the_last():
+    row = Row(Model(CONFIG, {}, TOKENIZER), [0], 99, row_stream(0, 0), [])
+    for n in range(5):
+        row.accept(TOKENIZER.encode("🌊")[-1])
+        assert row.settled() == n * "\ufffd"

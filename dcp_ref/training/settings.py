@@ -34,7 +34,7 @@ class TrainSettings:
     config: str | None = option(
         None, "without init: a config.json, or its text; its vocab_size and eos_token_id are not used"
     )
-    prune: bool = option(False, "learn to drop context, best from a dense init; adds interaction weights if there are none")
+    prune: bool = option(False, "learn to drop context, best from a dense init; adds interaction weights where needed")
     int_n_embd: int = option(16, "width of the interaction weights, where they are added")
     propagate_in_depth: bool = option(False, "what one layer drops, later ones drop too")
     vocab_size: int = option(4096, "tokens of a new tokenizer, at most")

@@ -1,0 +1,37 @@
+"""The README's Python example prints what the README says; its table and counts are true too."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mutants
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_example_prints_what_it_says(tmp_path):
+    code, output = re.search(r"```python\n(.*?)```\s+```\n(.*?)```", README, re.DOTALL).groups()
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    command = [sys.executable, "-c", code]
+    printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert printed == output
+
+
+def test_the_reading_order_names_files_that_exist():
+    files = re.findall(r"\]\(([^)]+)\) \|", README)
+    assert len(files) > 10 and all((ROOT / file).exists() for file in files)
+
+
+def test_it_counts_the_mutants():
+    assert f"`make mutants` applies {len(mutants.MUTANTS)} small wrong edits" in README
+
+
+def test_the_algorithm_fits_in_700_lines_and_the_cache_in_as_many():
+    def count(*files):
+        return sum(len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in files)
+
+    assert count(*(f"dcp_ref/{name}.py" for name in ("sigmoid", "layers", "interaction", "attention", "model"))) <= 700
+    assert count(*(f"csrc/{name}" for name in ("dcp.h", "slots.c", "cache.c", "attention.c"))) <= 700
+    assert count("Makefile") <= 35

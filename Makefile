@@ -24,7 +24,8 @@ asan: .venv/test
 	cp -r dcp_ref csrc tests *.py *.toml README.md LICENSE build/asan && rm -f build/asan/dcp_ref/_native*.so
 	cd build/asan && CFLAGS="$(ASAN)" $(CURDIR)/$(RUN)/python setup.py -q build_ext --inplace
 	cd build/asan && ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=8 \
-	  LD_PRELOAD=$$(gcc -print-file-name=libasan.so) $(CURDIR)/$(RUN)/python -m pytest tests/test_cache.py tests/test_native.py tests/test_slots.py tests/test_theorem.py
+	  LD_PRELOAD=$$(gcc -print-file-name=libasan.so) $(CURDIR)/$(RUN)/python -m pytest tests/test_cache.py tests/test_native.py tests/test_slots.py \
+	  tests/test_engine.py tests/test_theorem.py
 
 .venv/%: pyproject.toml setup.py build_dcp.py $(wildcard csrc/*)
 	test -d .venv || $(PYTHON) -m venv .venv

@@ -43,9 +43,9 @@ torch.set_num_threads(1)
 lines = ["| alpha | dcp_ref, ms | entmax_bisect, ms | times faster |", "| --- | --- | --- | --- |"]
 for alpha in ALPHAS:
     ours, theirs = compare(alpha)
-    lines.append(f"| {alpha:g} | {ours * 1e3:.1f} | {theirs * 1e3:.1f} | {theirs / ours:.1f} |")
+    lines.append(f"| {alpha!r} | {ours * 1e3:.1f} | {theirs * 1e3:.1f} | {theirs / ours:.1f} |")
     print(lines[-1], flush=True)
-heading = f"alpha_sigmoid, 512 x 512 float32, 1 thread, medians of {RUNS}; {platform.processor() or platform.machine()}"
+heading = f"alpha_sigmoid, 512 x 512 float32, 1 thread, medians of {RUNS}; {platform.machine()}"
 out = Path(__file__).parent / "results" / f"{datetime.date.today()}-alpha_sigmoid.md"
 out.parent.mkdir(exist_ok=True)
 out.write_text("\n".join([heading, "", *lines]) + "\n", encoding="utf-8")

@@ -6,25 +6,13 @@ import os
 
 import numpy as np
 import pytest
-from training_tools import failing, result, run_settings, write_text
+from training_tools import failing, result, run_settings
 
 from dcp_ref import files, weights
 from dcp_ref.config import Config
 from dcp_ref.tokenizer import Tokenizer
 from dcp_ref.training import TrainingError, step, train
 from dcp_ref.training import checkpoint as checkpoint_files
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> str:
-    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
-
-
-@pytest.fixture(scope="module")
-def unbroken(text, tmp_path_factory) -> tuple[bytes, bytes, list[dict]]:
-    out = tmp_path_factory.mktemp("unbroken") / "run"
-    train(run_settings(text, out), progress=False)
-    return result(out)
 
 
 @pytest.mark.parametrize("file", ["train.npy", "checkpoint.safetensors", "model.safetensors", "metrics.jsonl"])

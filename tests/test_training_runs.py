@@ -11,23 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training_tools import STEPS, failing, result, run_settings, write_text
+from training_tools import STEPS, failing, result, run_settings
 
 from dcp_ref import weights
 from dcp_ref.training import checkpoint as checkpoint_files
 from dcp_ref.training import loop, perplexity, train
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> str:
-    return write_text(tmp_path_factory.mktemp("text") / "text.txt")
-
-
-@pytest.fixture(scope="module")
-def unbroken(text, tmp_path_factory) -> tuple[bytes, bytes, list[dict]]:
-    out = tmp_path_factory.mktemp("unbroken") / "run"
-    train(run_settings(text, out), progress=False)
-    return result(out)
 
 
 def test_training_lowers_the_loss_and_leaves_a_model(text, tmp_path):

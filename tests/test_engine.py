@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -173,3 +174,25 @@ def test_head_and_heads():
     engine = Engine(model, "numpy")
     [row] = engine.feed([engine.new_sequence()], [[1]])
     np.testing.assert_allclose(row, forward(model.params, [[1]], config).logits[0, 0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_threads_may_share_an_engine(backend):
+    """Each thread feeds sequences of its own, for long enough to meet the others inside C."""
+    config = dataclasses.replace(SMALL, n_positions=256, n_layer=1)
+    engine = Engine(Model(config, random_params(config, 1, np.float32), None), backend)
+    texts = np.random.default_rng(0).integers(0, config.vocab_size, (4, 200))
+
+    def feed(text):
+        last = []
+        for _ in range(5):
+            sequence = engine.new_sequence()
+            last = [engine.feed([sequence], [text[:120]]), engine.feed([sequence], [text[120:]])][-1]
+            engine.release(sequence)
+        return last[0]
+
+    alone = [feed(text) for text in texts]
+    with ThreadPoolExecutor(4) as pool:
+        for got, expected in zip(pool.map(feed, texts), alone, strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    assert engine.stats().live_tokens == 0

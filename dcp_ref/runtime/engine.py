@@ -1,5 +1,6 @@
 """Decoding with a pruned cache: the layers of `model.py`, one row a token, and a cache in place of the mask."""
 
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 
@@ -42,6 +43,7 @@ class Engine:
         self._ln_f = params["ln_f.weight"], params["ln_f.bias"]
         self._blocks = [block_params(params, layer) for layer in range(self.config.n_layer)]
         self._cache = CACHES[backend](self.config)
+        self._feeding = threading.Lock()  # one feed at a time: its steps use what it reserved
         self._length: dict[int, int | None] = {}  # tokens seen; None while a feed is under way
 
     def new_sequence(self) -> int:
@@ -65,9 +67,12 @@ class Engine:
         the vocabulary or a position >= n_positions, and MemoryError when the cache is full; no sequence has changed
         then.
         """
-        sequences = list(sequences)
         if logits not in ("last", "all"):
             raise ValueError(f'logits must be "last" or "all", not {logits!r}')
+        with self._feeding:
+            return self._feed(list(sequences), token_lists, logits)
+
+    def _feed(self, sequences, token_lists, logits):
         starts = [self._start(sequence) for sequence in sequences]
         ids = self._checked(sequences, token_lists, starts)
         counts = [len(row) for row in ids]

@@ -1,7 +1,9 @@
 """The cache in C (csrc/dcp.h is its manual). The only file that imports the extension."""
 
+import functools
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -38,12 +40,23 @@ def _check(code: int) -> int:
     }[code]
 
 
+def _one_at_a_time(method: Callable) -> Callable:
+    """C runs without Python's global lock: a cache that several threads use makes them wait for each other."""
+
+    @functools.wraps(method)
+    def waiting(self: "NativeCache", *args: Any, **kwargs: Any) -> Any:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return waiting
+
+
 def _pointer(array: np.ndarray) -> Any:
     return ffi.from_buffer({"f": "float[]", "i": "int32_t[]"}[array.dtype.kind], array)
 
 
 class NativeCache:
-    """The same methods, arguments and results as KVCache, in C. One thread at a time may use it."""
+    """The same methods, arguments and results as KVCache, in C."""
 
     def __init__(self, config: Config, page_slots: int = 32, max_bytes: int | None = None) -> None:
         if not available():
@@ -55,8 +68,10 @@ class NativeCache:
         if cache == ffi.NULL:
             raise MemoryError(f"no cache for {config}")
         self._cache = ffi.gc(cache, lib.dcp_cache_free)
+        self._lock = threading.RLock()
         self._sequences = Handles()  # of dcp_sequence pointers, which the cache owns
 
+    @_one_at_a_time
     def new_sequence(self) -> int:
         """A handle of a new, empty sequence. Raises MemoryError."""
         sequence = lib.dcp_sequence_new(self._cache)
@@ -64,10 +79,12 @@ class NativeCache:
             raise MemoryError("no memory for a new sequence")
         return self._sequences.add(sequence)
 
+    @_one_at_a_time
     def release(self, sequence: int) -> None:
         """Forget a sequence. Raises ValueError when it is unknown."""
         lib.dcp_sequence_free(self._cache, self._sequences.pop(sequence))
 
+    @_one_at_a_time
     def reserve(self, sequences: Iterable[int], counts: Iterable[int]) -> None:
         """Make room in every layer for counts[b] more tokens of sequences[b]: then the steps of these cannot fail.
 
@@ -79,6 +96,7 @@ class NativeCache:
         c_sequences, c_counts = ffi.new("dcp_sequence *[]", found), ffi.new("size_t[]", counts)
         _check(lib.dcp_reserve(self._cache, c_sequences, c_counts, len(found)))
 
+    @_one_at_a_time
     def step(self, layer: int, sequences: Iterable[int], starts: Iterable[int], counts: Iterable[int],
              q: np.ndarray, k: np.ndarray, v: np.ndarray,
              q_int: np.ndarray | None = None, k_int: np.ndarray | None = None, beta: float = 0.0,
@@ -99,11 +117,13 @@ class NativeCache:
         n = _check(lib.dcp_step(_pointer(out), _pointer(dropped), self._cache, c_block))
         return out, dropped[:n].copy()
 
+    @_one_at_a_time
     def live_positions(self, sequence: int, layer: int) -> np.ndarray:  # -> int64 [N]
         """Positions of the live tokens, ascending."""
         table = self.slot_table(sequence, layer)
         return np.sort(table[table >= 0]).astype(np.int64)
 
+    @_one_at_a_time
     def slot_table(self, sequence: int, layer: int) -> np.ndarray:  # -> int32 [pages, page_slots]
         """The position of the token in every slot, -1 in a free one."""
         slots = self._sequences[sequence].layer + check_layer(self.config, layer)
@@ -111,11 +131,13 @@ class NativeCache:
         lib.dcp_slot_table(_pointer(table), self._cache, slots)
         return table
 
+    @_one_at_a_time
     def stats(self) -> Stats:
         """Totals over layers and sequences."""
         stats = lib.dcp_cache_stats(self._cache)
         return Stats(stats.live_tokens, stats.slots, stats.bytes_owned, stats.bytes_reserved)
 
+    @_one_at_a_time
     def poison(self) -> None:
         """For tests: fill every slot that is not live with NaN. No result may change."""
         lib.dcp_poison(self._cache)

@@ -1,4 +1,4 @@
-"""Attention over what is left (paper, equation 7): softmax(q k^T scale + log I) v, over j <= i."""
+"""Attention over what is left: softmax(q k^T scale + log I) v, over j <= i."""
 
 import numpy as np
 

@@ -1,4 +1,5 @@
-"""What is dropped: interaction scores, the gate on each, and their cumulative product (paper, equations 3 to 6).
+"""What is dropped: interaction scores, the gate on each, and their cumulative product (the paper's "Adaptively Sparse
+Attention").
 
     s[i, j] = q_int[i] . k_int[j] / sqrt(r) + beta             for j < i
     keep[i, j] = alpha_sigmoid(s[i, j]);  keep[j, j] = 1

@@ -1,4 +1,4 @@
-"""The alpha-sparse sigmoid: a soft gate that training sharpens until it is a step (paper, section 3.2)."""
+"""The alpha-sparse sigmoid: a soft gate that training sharpens until it is a step (the paper's "Sparse Sigmoid")."""
 
 import math
 
@@ -15,6 +15,7 @@ def alpha_sigmoid(s, alpha: float) -> np.ndarray:  # any shape -> the same shape
 
     The result has the dtype of s; integers count as float64. Raises ValueError when alpha is not in [1, inf].
     """
+    alpha = float(alpha)  # a NumPy scalar would impose its own precision
     if not alpha >= 1:
         raise ValueError(f"alpha must be in [1, inf], not {alpha!r}")
     s = np.asarray(s)

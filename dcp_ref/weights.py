@@ -58,7 +58,7 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
 
 
 def init_params(config: Config, seed: int) -> Params:
-    """Fresh float32 parameters: GPT-2's initialisation; interaction weights as in the paper (section 3), beta = 2."""
+    """Fresh float32 parameters: GPT-2's initialisation; interaction weights as in the paper, beta = 2."""
     rng = np.random.default_rng(seed)
     params = {}
     for name, shape in shapes(config).items():

@@ -105,6 +105,12 @@ def test_any_float_array():
     np.testing.assert_array_equal(alpha_sigmoid(strided, 1.5), alpha_sigmoid(strided.copy(), 1.5))
 
 
+@pytest.mark.parametrize("scalar", [np.float16, np.float32, np.int64])
+def test_alpha_may_be_a_numpy_scalar(scalar):
+    s = np.linspace(-1, 1, 9)
+    np.testing.assert_array_equal(alpha_sigmoid(s, scalar(3)), alpha_sigmoid(s, 3.0))
+
+
 @pytest.mark.parametrize("alpha", [0.999, -1, math.nan])
 def test_bad_alpha(alpha):
     with pytest.raises(ValueError, match="alpha"):

@@ -31,7 +31,7 @@ def test_full_disk_leaves_the_last_checkpoint(text, unbroken, tmp_path, monkeypa
             train(run_settings(text, out), progress=False)
     assert not list(out.glob(".*"))
     if file == "train.npy":
-        assert not list(out.iterdir())
+        assert [file.name for file in out.iterdir()] == ["settings.json"]
     else:
         assert checkpoint_files.load_state(out).step == 2
     train(run_settings(text, out), progress=False)
@@ -77,7 +77,7 @@ def test_other_settings_are_refused_on_resuming(text, tmp_path, change):
         ("nowhere", {"text": ("nowhere.txt",)}), ("nowhere", {"valid": ("nowhere.txt",)}), ("threads", {"threads": 0}),
         ("nowhere", {"config": "nowhere.json"}), ("config", {"config": "{"}), ("n_embd", {"config": '{"n_embd": 7}'}),
         ("config", {"config": "no.json"}), ("nowhere", {"init": "nowhere", "config": None}),
-        ("config: the model in init", {"init": "tiny"}),
+        ("config: the model in init", {"init": "tiny"}), ("learning_rate", {"learning_rate": math.inf}),
     ],
     ids=str,
 )
@@ -106,10 +106,34 @@ def test_text_too_short_to_hold_out_a_part_is_refused(tmp_path):
         train(run_settings(str(path), tmp_path / "run", valid=()), progress=False)
 
 
-def test_directory_with_another_model_is_not_overwritten(text, tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"holds config\.json"):
+@pytest.mark.parametrize("name", checkpoint_files.FILES)
+def test_files_that_are_not_of_this_run_are_not_overwritten(text, tmp_path, name):
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(ValueError, match=f"holds {name} but no settings"):
         train(run_settings(text, tmp_path), progress=False)
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize("call", range(1, 8))
+def test_a_kill_while_preparing_does_not_matter(text, unbroken, tmp_path, monkeypatch, call):
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(files.os, "replace", failing(os.replace, call, ZeroDivisionError()))
+        train(run_settings(text, tmp_path / "run"), progress=False)
+    train(run_settings(text, tmp_path / "run"), progress=False)
+    assert result(tmp_path / "run") == unbroken
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("metrics.jsonl", "x\n"), ("metrics.jsonl", "[1]\n"), ("settings.json", "")]
+)
+def test_damaged_files_are_named(text, tmp_path, name, content):
+    train(run_settings(text, tmp_path / "run", steps=2), progress=False)
+    state = checkpoint_files.load_state(tmp_path / "run")
+    state.step = 1
+    checkpoint_files.save_state(tmp_path / "run", state)
+    (tmp_path / "run" / name).write_text(content)
+    with pytest.raises((TrainingError, ValueError), match=name.replace(".", r"\.")):
+        train(run_settings(text, tmp_path / "run", steps=2), progress=False)
 
 
 def test_damaged_checkpoint_is_named(text, tmp_path):

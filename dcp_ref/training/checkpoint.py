@@ -1,8 +1,8 @@
 """The files of a training run. Each is replaced as a whole, so that a kill at any moment leaves a state to resume.
 
+    settings.json                          written first: the directory belongs to this run
     tokenizer.json, train.npy, valid.npy   made once, before the first step
     checkpoint.safetensors                 step, config, parameters and optimizer state: what a run resumes from
-    settings.json                          written last of these: the directory is ready
     metrics.jsonl                          one row a step; those beyond the checkpoint go when a run resumes
     config.json, model.safetensors         the model, for dcp_ref.load; rewritten before each checkpoint
 """
@@ -21,6 +21,7 @@ from dcp_ref.config import Config
 from dcp_ref.training.optimizer import Params
 
 CHECKPOINT, SETTINGS, METRICS = "checkpoint.safetensors", "settings.json", "metrics.jsonl"
+FILES = (CHECKPOINT, METRICS, "tokenizer.json", "train.npy", "valid.npy", "config.json", "model.safetensors")
 
 
 class TrainingError(RuntimeError):
@@ -78,8 +79,11 @@ def append_metrics(directory: Path, row: dict) -> None:
 def truncate_metrics(directory: Path, step: int) -> float:
     """Keep the rows of the first `step` steps. Returns the seconds they took."""
     path = directory / METRICS
-    rows = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    rows = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= step]
+    try:
+        rows = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        rows = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= step]
+    except (ValueError, LookupError, TypeError) as error:
+        raise TrainingError(f"{path} cannot be read ({error}): move it away to go on without it") from error
     with files.replacing(directory) as temporary:
         (temporary / METRICS).write_text("".join(rows), encoding="utf-8")
     return json.loads(rows[-1])["seconds"] if rows else 0.0

@@ -31,8 +31,10 @@ def train(settings: TrainSettings, progress: bool = True) -> None:
     out = Path(settings.out)
     with ThreadPoolExecutor(settings.threads or os.cpu_count()) as pool, blas.one_thread(), explained_disk_errors(out):
         if (out / checkpoint.SETTINGS).exists():
-            settings.check_same(json.loads((out / checkpoint.SETTINGS).read_text(encoding="utf-8")))
+            settings.check_same(files.read_json(out / checkpoint.SETTINGS))
         else:
+            refuse_other_files(out)
+        if not (out / checkpoint.CHECKPOINT).exists():
             prepare(settings, out, pool)
         state = checkpoint.load_state(out)
         if state.step == settings.steps:
@@ -41,11 +43,16 @@ def train(settings: TrainSettings, progress: bool = True) -> None:
             run(settings, out, state, pool, progress)
 
 
-def prepare(settings: TrainSettings, out: Path, pool: Executor) -> None:
-    """Check everything, then write all that a run starts from; settings.json comes last and says that it is there."""
-    for name in ("model.safetensors", "config.json"):
+def refuse_other_files(out: Path) -> None:
+    """Raises ValueError when a directory that no run has claimed holds a file that a run would replace."""
+    for name in checkpoint.FILES:
         if (out / name).exists():
             raise ValueError(f"out: {out} holds {name} but no {checkpoint.SETTINGS}; give another directory")
+
+
+def prepare(settings: TrainSettings, out: Path, pool: Executor) -> None:
+    """Check everything, then write what a run starts from: the settings first, which claim the directory, the
+    checkpoint last, which says that all is there."""
     model = None if settings.init is None else weights.load(settings.init)
     if model is not None and model.tokenizer is None:
         raise ValueError(f"init: {settings.init} has no tokenizer")
@@ -56,12 +63,12 @@ def prepare(settings: TrainSettings, out: Path, pool: Executor) -> None:
         config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id)
     params = weights.init_params(config, settings.seed) | ({} if model is None else model.params)
     with files.replacing(out) as temporary:
+        (temporary / checkpoint.SETTINGS).write_text(json.dumps(settings.to_dict(), indent=1), encoding="utf-8")
+    with files.replacing(out) as temporary:
         tokenizer.save(temporary)
         np.save(temporary / "train.npy", train_tokens)
         np.save(temporary / "valid.npy", valid_tokens)
     checkpoint.save_state(out, State.fresh(config, params))
-    with files.replacing(out) as temporary:
-        (temporary / checkpoint.SETTINGS).write_text(json.dumps(settings.to_dict(), indent=1), encoding="utf-8")
 
 
 def run(settings: TrainSettings, out: Path, state: State, pool: Executor, progress: bool) -> None:

@@ -2,7 +2,7 @@
 
 import math
 
-ALPHA_START, ALPHA_END = 1.0, 8.0  # the paper's section 4: logistic gates at first, almost a step at the end
+ALPHA_START, ALPHA_END = 1.0, 8.0  # as in the paper: logistic gates at first, almost a step at the end
 FINAL_RATE = 0.1  # the learning rate ends at this share of its peak
 
 

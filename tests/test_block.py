@@ -40,7 +40,7 @@ WRONG = [
     ("layer", 0.0, TypeError, "integer"), ("layer", 2**70, ValueError, "layer must be"),
     ("sequences", [0, 2], ValueError, "sequence 2 is unknown"), ("sequences", [1, 1], ValueError, "sequence 1 appears"),
     ("sequences", [0], ValueError, "must be"), ("sequences", [0, -1], ValueError, "sequence -1"),
-    ("sequences", 0, TypeError, "iterable"), ("sequences", [0, [1]], TypeError, "unhashable"),
+    ("sequences", 0, TypeError, "iterable"), ("sequences", [0, [1]], ValueError, "is unknown or was released"),
     ("starts", [1, 0], ValueError, "starts must be"), ("starts", [0, -1], ValueError, "starts must be"),
     ("starts", [0], ValueError, "starts must be"), ("starts", [0, 0.0], TypeError, "integer"),
     ("counts", [2, -1], ValueError, "counts must be"), ("counts", [2, 1, 0], ValueError, "counts must be"),

@@ -10,6 +10,7 @@ import pytest
 
 from dcp_ref.config import Config
 from dcp_ref.runtime import native
+from dcp_ref.runtime.cache import KVCache
 
 CONFIG = Config(vocab_size=1, n_positions=9, n_embd=4, n_layer=2, n_head=2, int_n_embd=4)
 built = pytest.mark.skipif(not native.available(), reason="the C extension is not built")
@@ -64,3 +65,55 @@ def test_without_the_extension(monkeypatch):
 def test_the_extension_is_built_where_it_can_be():
     assert native.available()
     assert native.simd_level() in ("avx512f", "avx2", "baseline")
+
+
+@built
+@pytest.mark.parametrize("argument", ["counts", "starts", "beta"])
+def test_an_argument_that_releases_the_sequence(argument):
+    """Its memory must not be used any more: this crashed the interpreter."""
+    cache = native.NativeCache(CONFIG, 2)
+    sequence = cache.new_sequence()
+    cache.reserve([sequence], [1])
+
+    class Releases:
+        def __float__(self):
+            cache.release(sequence)
+            return 0.0
+
+    def releases(value):
+        cache.release(sequence)
+        yield value
+
+    row = np.ones((1, 4), np.float32)
+    starts = releases(0) if argument == "starts" else [0]
+    counts = releases(1) if argument == "counts" else [1]
+    beta = Releases() if argument == "beta" else 0.0
+    with pytest.raises(ValueError, match="sequence 0 is unknown or was released"):
+        cache.step(0, [sequence], starts, counts, row, row, row, row, row, beta)
+
+
+@built
+def test_an_argument_that_releases_the_sequence_while_reserving():
+    cache = native.NativeCache(CONFIG, 2)
+    sequence = cache.new_sequence()
+    with pytest.raises(ValueError, match="sequence 0 is unknown or was released"):
+        cache.reserve([sequence], (cache.release(sequence) or 1 for _ in range(1)))
+
+
+@built
+def test_arrays_that_are_not_aligned_are_copied():
+    cache = native.NativeCache(CONFIG, 2)
+    sequence = cache.new_sequence()
+    cache.reserve([sequence], [1])
+    row = np.frombuffer(b"x" + np.arange(4, dtype=np.float32).tobytes(), np.float32, offset=1).reshape(1, 4)
+    assert not row.flags.aligned
+    out, _ = cache.step(0, [sequence], [0], [1], row, row, row, row, row)
+    np.testing.assert_array_equal(out, row)
+
+
+@pytest.mark.parametrize("handle", [None, "0", [0], 0.0])
+def test_a_handle_that_is_no_integer(handle):
+    cache = native.NativeCache(CONFIG) if native.available() else KVCache(CONFIG)
+    cache.new_sequence()
+    with pytest.raises(ValueError, match="is unknown or was released"):
+        cache.live_positions(handle, 0)

@@ -38,7 +38,7 @@ class Handles:
         return sequence
 
     def __getitem__(self, handle: int) -> Any:
-        if handle not in self._sequences:
+        if not isinstance(handle, (int, np.integer)) or handle not in self._sequences:
             raise ValueError(f"sequence {handle!r} is unknown or was released")
         return self._sequences[handle]
 
@@ -118,7 +118,7 @@ def _floats(name: str, x, shape: tuple[int, int]) -> np.ndarray:
         raise TypeError(f"{name} must be a float32 array, not {getattr(x, 'dtype', type(x).__name__)}")
     if x.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, not {x.shape}")
-    return np.ascontiguousarray(x)
+    return np.require(x, requirements=["C", "A"])  # contiguous and aligned
 
 
 def _inherited(pairs, rows: int) -> np.ndarray:
@@ -131,4 +131,4 @@ def _inherited(pairs, rows: int) -> np.ndarray:
     row = pairs[:, 0]
     if row.size and (row[0] < 0 or row[-1] >= rows or np.any(np.diff(row) < 0)):
         raise ValueError(f"inherited: rows must ascend from 0 to at most {rows - 1}")
-    return np.ascontiguousarray(pairs)
+    return np.require(pairs, requirements=["C", "A"])

@@ -90,9 +90,11 @@ class NativeCache:
 
         Raises ValueError (unknown or repeated sequence, too many tokens) or MemoryError; nothing has changed then.
         """
-        found = self._sequences.distinct(sequences)
+        handles = list(sequences)
+        found = self._sequences.distinct(handles)
         seen = [max(s.layer[layer].seen for layer in range(self.config.n_layer)) for s in found]
         counts = check_counts(self.config, seen, counts)
+        found = self._sequences.distinct(handles)  # again: `counts` may be a generator that released one
         c_sequences, c_counts = ffi.new("dcp_sequence *[]", found), ffi.new("size_t[]", counts)
         _check(lib.dcp_reserve(self._cache, c_sequences, c_counts, len(found)))
 
@@ -103,12 +105,13 @@ class NativeCache:
              inherited: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Decode one layer of a ragged block: see KVCache.step."""
         layer = check_layer(self.config, layer)
-        found = self._sequences.distinct(sequences)
-        seen = [s.layer[layer].seen for s in found]
+        handles = list(sequences)
+        seen = [s.layer[layer].seen for s in self._sequences.distinct(handles)]
         block = check_block(self.config, seen, starts, counts, q, k, v, q_int, k_int, beta, inherited)
-        out = np.empty_like(block.q)
+        out = np.empty(block.q.shape, np.float32)
         dropped = np.empty((sum(seen) + len(out), 2), np.int32)
         arrays = {name: _pointer(getattr(block, name)) for name in ("q", "k", "v", "q_int", "k_int", "inherited")}
+        found = self._sequences.distinct(handles)  # only now: `starts` may be a generator that released one
         c_sequences = ffi.new("dcp_sequence *[]", found)
         c_starts, c_counts = ffi.new("size_t[]", seen), ffi.new("size_t[]", block.counts)
         c_block = ffi.new("dcp_block *", {
@@ -126,7 +129,8 @@ class NativeCache:
     @_one_at_a_time
     def slot_table(self, sequence: int, layer: int) -> np.ndarray:  # -> int32 [pages, page_slots]
         """The position of the token in every slot, -1 in a free one."""
-        slots = self._sequences[sequence].layer + check_layer(self.config, layer)
+        layer = check_layer(self.config, layer)
+        slots = self._sequences[sequence].layer + layer
         table = np.empty((slots.pages, self.page_slots), np.int32)
         lib.dcp_slot_table(_pointer(table), self._cache, slots)
         return table

@@ -117,3 +117,39 @@ def test_a_handle_that_is_no_integer(handle):
     cache.new_sequence()
     with pytest.raises(ValueError, match="is unknown or was released"):
         cache.live_positions(handle, 0)
+
+
+@built
+@pytest.mark.parametrize(("head_dim", "rank"), [(1, 1), (15, 17), (16, 16), (24, 20), (33, 47)])
+def test_widths_that_do_not_fill_the_vectors(head_dim, rank):
+    """Wider than the 16 sums of a dot product, and not a multiple; attention logits in the hundreds, as well."""
+    config = Config(vocab_size=1, n_positions=12, n_embd=2 * head_dim, n_layer=1, n_head=2, int_n_embd=rank)
+    rng = np.random.default_rng(0)
+    q, k, v = rng.normal(size=(3, 12, 2 * head_dim)).astype(np.float32)
+    q_int, k_int = rng.integers(-2, 3, size=(2, 12, rank)).astype(np.float32)
+    results = []
+    for cache in (KVCache(config, 4), native.NativeCache(config, 4)):
+        sequence = cache.new_sequence()
+        cache.reserve([sequence], [12])
+        results.append(cache.step(0, [sequence], [0], [12], 200 * q, k, v, q_int, k_int, 2.5))
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-3, atol=1e-3)  # exp of logits near 500, float32
+    assert 0 < len(results[0][1]) < 66
+
+
+@built
+def test_poison_reaches_every_dead_slot_and_no_live_one():
+    cache = native.NativeCache(CONFIG, 2)
+    kept, gone = cache.new_sequence(), cache.new_sequence()
+    row = np.ones((3, 4), np.float32)
+    cache.reserve([kept, gone], [3, 3])
+    rows = np.concatenate([row, row])
+    cache.step(0, [kept, gone], [0, 0], [3, 3], *[rows] * 5)
+    cache.release(gone)
+    cache.poison()
+    slots, pool = cache._sequences[kept].layer[0], cache._cache.pool
+    stored = [np.frombuffer(native.ffi.buffer(page, pool.page_bytes), np.float32) for page in
+              (slots.page[0], slots.page[1], pool.free_page[0])]
+    for place in (0, cache._cache.v_at, cache._cache.k_int_at):  # of two slots of four numbers
+        assert [np.isnan(page[place : place + 8]).tolist() for page in stored] == [
+            [False] * 8, [False] * 4 + [True] * 4, [True] * 8]

@@ -1,5 +1,7 @@
 """Each cache against a dense computation of the definition, and NativeCache beside KVCache through any history."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from cache_tools import CACHES, Inputs, configs, walk_layers
@@ -164,3 +166,15 @@ class SideBySide(RuleBasedStateMachine):
 
 if native.available():
     TestSideBySide = SideBySide.TestCase
+
+
+@pytest.mark.parametrize("make", CACHES)
+def test_a_layer_without_scores_of_its_own_inherits_drops(make):
+    cache = make(dataclasses.replace(CONFIG, int_n_embd=None, propagate_in_depth=True), 2)
+    sequence = cache.new_sequence()
+    cache.reserve([sequence], [4])
+    row = np.ones((4, 4), np.float32)
+    inherited = np.array([[2, 0], [3, 1]], np.int32)
+    _, dropped = cache.step(0, [sequence], [0], [4], row, row, row, inherited=inherited)
+    assert dropped.tolist() == inherited.tolist()
+    assert cache.live_positions(sequence, 0).tolist() == [2, 3]

@@ -32,6 +32,9 @@ def random_models(draw):
         int_n_embd=draw(st.sampled_from([1, 3, 4, None])),
         propagate_in_depth=draw(st.booleans()),
         tie_word_embeddings=draw(st.booleans()),
+        n_inner=draw(st.sampled_from([None, 5])),
+        layer_norm_epsilon=draw(st.sampled_from([1e-5, 0.1])),
+        scale_attn_weights=draw(st.booleans()),
         activation_function=draw(st.sampled_from(ACTIVATIONS)),
         scale_attn_by_inverse_layer_idx=draw(st.booleans()),
     )

@@ -70,7 +70,8 @@ class Config:
 
     def to_dict(self) -> dict:
         """What `config.json` holds, readable by transformers."""
-        return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **dataclasses.asdict(self)}
+        gpt2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "bos_token_id": self.eos_token_id}
+        return gpt2 | dataclasses.asdict(self)
 
     @property
     def head_dim(self) -> int:  # D

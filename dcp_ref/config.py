@@ -15,6 +15,12 @@ import dataclasses
 from dataclasses import dataclass
 
 ACTIVATIONS = ("gelu_new", "gelu", "relu")
+ALIASES = {  # names that transformers reads too
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,14 @@ class Config:
 
     @classmethod
     def from_dict(cls, fields: dict) -> "Config":
-        """A parsed `config.json`; fields that we do not know are ignored, absent ones take the defaults."""
+        """A parsed `config.json`; fields that we do not know are ignored, absent ones take the defaults.
+
+        Raises ValueError for a bad value, and for a size given under two names that differ.
+        """
+        fields = dict(fields)
+        for alias, name in ALIASES.items():
+            if alias in fields and fields.setdefault(name, fields[alias]) != fields[alias]:
+                raise ValueError(f"config: {alias} is {fields[alias]!r}, but {name} is {fields[name]!r}; remove one")
         return cls(**{f.name: fields[f.name] for f in dataclasses.fields(cls) if f.name in fields})
 
     def to_dict(self) -> dict:

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 SHIPPED = Path(__file__).parent / "models"
 PREFIX = "transformer."
 HEAD = "lm_head.weight"  # the only name without the prefix
-BUFFER = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")  # causal masks that older files store
+BUFFER = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias|bias_int)")  # causal masks that some files store
 SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)  # no slash: an index must not lead out of its directory
 STORED = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # safetensors' names; NumPy has no bfloat16
 

@@ -76,7 +76,7 @@ def loss_and_grads(
     ce, saved_ce = cross_entropy(logits, targets)
     r, saved_r = sparsity(log_i)
     dlogits = cross_entropy_backward(1.0, saved_ce)
-    dlog_i = sparsity_backward(gamma, saved_r)
+    dlog_i = sparsity_backward(float(gamma), saved_r)  # a NumPy float64 would widen float32 gradients
     return Loss(float(ce + gamma * r), float(ce), float(r)), _gpt2_backward(dlogits, dlog_i, saved, config)
 
 

@@ -138,7 +138,7 @@ def test_float32_stays_float32():
     params = random_params(SMALL, 0, np.float32)
     for alpha in (1.0, 1.5, 3.0, math.inf):
         result = forward(params, [[1, 2, 3]], SMALL, alpha)
-        _, grads = loss_and_grads(params, [[1, 2, 3]], [[2, 3, 4]], SMALL, alpha, 0.1)
+        _, grads = loss_and_grads(params, [[1, 2, 3]], [[2, 3, 4]], SMALL, alpha, np.float64(0.1))
         assert {x.dtype for x in (*result, *grads.values())} == {np.dtype(np.float32)}
 
 

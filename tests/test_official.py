@@ -69,6 +69,7 @@ def test_official_buffers_tied_heads_and_lists_are_understood():
     state = official_state()
     expected = weights.from_official(state, 2, False).params
     state["transformer.h.0.attn.bias"] = np.tril(np.ones((1, 1, 16, 16)))
+    state["transformer.h.0.attn.bias_int"] = np.tril(np.ones((1, 1, 16, 16)), -1)
     state["lm_head.weight"] = state["transformer.wte.weight"].copy()
     listed = {name: array.tolist() for name, array in state.items()}
     assert_same(weights.from_official(listed, 2, False).params, expected)

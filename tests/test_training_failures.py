@@ -150,3 +150,13 @@ def test_init_without_a_tokenizer_is_refused(text, tmp_path):
     with pytest.raises(ValueError, match=r"init: .* has no tokenizer"):
         train(run_settings(text, tmp_path / "run", init=str(tmp_path / "bare"), config=None), progress=False)
     assert Tokenizer.from_directory(tmp_path / "bare") is None
+
+
+def test_a_run_whose_checkpoint_is_gone_keeps_its_model(text, tmp_path):
+    out = tmp_path / "run"
+    train(run_settings(text, out, steps=1), progress=False)
+    before = (out / "model.safetensors").read_bytes()
+    (out / "checkpoint.safetensors").unlink()
+    with pytest.raises(TrainingError, match=r"checkpoint\.safetensors is gone"):
+        train(run_settings(text, out, steps=1), progress=False)
+    assert (out / "model.safetensors").read_bytes() == before

@@ -35,6 +35,8 @@ def train(settings: TrainSettings, progress: bool = True) -> None:
         else:
             refuse_other_files(out)
         if not (out / checkpoint.CHECKPOINT).exists():
+            if (out / checkpoint.METRICS).exists():
+                raise TrainingError(f"{out / checkpoint.CHECKPOINT} is gone: start afresh elsewhere")
             prepare(settings, out, pool)
         state = checkpoint.load_state(out)
         if state.step == settings.steps:

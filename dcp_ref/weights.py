@@ -76,7 +76,9 @@ def init_params(config: Config, seed: int) -> Params:
 def load(path_or_name: str | PathLike[str]) -> Model:
     """The model in a directory, or the shipped one of that name (a directory of that name comes first).
 
-    16-bit weights become float32; float32 and float64 stay. Raises CheckpointError.
+    float32 and float64 weights are read-only views of the mapped file: copy one to change it, and do not rewrite the
+    file in place while the model is in use (`save` replaces it, which is fine). 16-bit ones become float32 copies.
+    Raises CheckpointError.
     """
     directory = files.find_model(path_or_name)
     config_file = directory / "config.json"
@@ -163,11 +165,8 @@ def _matrix_shape(params: Params, name: str) -> tuple[int, ...]:
 
 def _checked(config: Config, params: Params, where: Callable[[str], str]) -> Params:
     """The parameters in order, without a tied copy of the head. where(name): the file that a tensor is from."""
-    if config.tie_word_embeddings and HEAD in params:
-        if not np.array_equal(params[HEAD], params.get("wte.weight", ()), equal_nan=True):
-            raise CheckpointError(f"{where(HEAD)}: {HEAD} differs from wte.weight, but the config says they are tied; "
-                                  "set tie_word_embeddings to false to use it")
-        params = {name: array for name, array in params.items() if name != HEAD}
+    params = dict(params)
+    head = params.pop(HEAD, None) if config.tie_word_embeddings else None
     _check_names(config, params, where)
     for name, shape in shapes(config).items():
         array, place = params[name], f"{where(name)}: {name}"
@@ -176,8 +175,15 @@ def _checked(config: Config, params: Params, where: Callable[[str], str]) -> Par
                                   "they do not belong together")
         if array.dtype not in DTYPES:
             raise CheckpointError(f"{place} has dtype {array.dtype}; convert it to float32")
-        if not np.isfinite(array).all():
+        if not np.isfinite([array.min(), array.max()]).all():  # a NaN is both; no temporary as large as the array
             raise CheckpointError(f"{place} holds a NaN or an infinity; use an earlier checkpoint")
+        files.forget(array)
+    if head is not None:
+        if not np.array_equal(head, params["wte.weight"]):
+            raise CheckpointError(f"{where(HEAD)}: {HEAD} differs from wte.weight, but the config says they are tied; "
+                                  "set tie_word_embeddings to false to use it")
+        files.forget(head)
+        files.forget(params["wte.weight"])
     return {name: params[name] for name in shapes(config)}
 
 

@@ -52,12 +52,13 @@ def shard(directory, cut=9):
 
 
 def write_raw(file, entries):
-    """A safetensors file of {name: (its dtype name, shape, bytes)}, put together by hand."""
+    """A safetensors file of {name: (its dtype name, shape, bytes)}, put together by hand; the first is aligned."""
     header, offset = {}, 0
     for name, (dtype, shape, data) in entries.items():
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + len(data)]}
         offset += len(data)
     text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
     file.write_bytes(len(text).to_bytes(8, "little") + text + b"".join(data for _, _, data in entries.values()))
 
 

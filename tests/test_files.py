@@ -18,15 +18,6 @@ from dcp_ref.tokenizer import Tokenizer
 from dcp_ref.weights import CheckpointError
 
 
-def test_parameters_own_their_memory(tmp_path):
-    directory = directory_of(tmp_path / "m")
-    params = weights.load(directory).params
-    (directory / "model.safetensors").write_bytes(bytes((directory / "model.safetensors").stat().st_size))
-    assert_same(params, model_of(PLAIN).params)
-    for array in params.values():
-        assert type(array) is np.ndarray and array.flags.owndata and array.flags.c_contiguous and array.flags.writeable
-
-
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_16_bits_become_32_and_the_others_stay(tmp_path, dtype):
     stored = model_of(PLAIN, dtype=dtype).params

@@ -18,12 +18,14 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("dcp_ref", "csrc", "tests", "build_dcp.py", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 DECODING = ("tests/test_theorem.py", "tests/test_cache.py")
+TRAINING = ("tests/test_step.py", "tests/test_training_runs.py")
 PAPER = ("tests/test_model.py", "tests/test_layers.py", "tests/test_sigmoid.py")
 INSERT = "            t.insert(block.k[row], block.v[row], block.k_int[row])\n"
 ATTEND = (
     "            out[row] = attend(block.q[row], t.k, t.v, self.config.n_head, self.config.attention_scale(layer))\n"
 )
 CACHE, ENGINE = "dcp_ref/runtime/cache.py", "dcp_ref/runtime/engine.py"
+STEP = "dcp_ref/training/step.py"
 
 
 class Mutant(NamedTuple):
@@ -97,6 +99,16 @@ MUTANTS = [
     Mutant("one Newton step too few", "dcp_ref/sigmoid.py", "for _ in range(3)", "for _ in range(1)", PAPER),
     Mutant("an interrupted sequence goes on", ENGINE,
            "        self._length.update(dict.fromkeys(sequences))\n", "", ("tests/test_engine.py",)),
+    Mutant("a step does not clip", STEP, "    clip(grads, norm, settings.clip)\n", "", TRAINING),
+    Mutant("a step does not decay", STEP, "decay=settings.weight_decay", "decay=0.0", TRAINING),
+    Mutant("a step at the peak rate", STEP, "adamw(state.params, grads, state.m, state.v, step=step, rate=rate",
+           "adamw(state.params, grads, state.m, state.v, step=step, rate=settings.learning_rate", TRAINING),
+    Mutant("a step at the last alpha", STEP, "schedules.alpha(step, settings.steps) if", "schedules.ALPHA_END if",
+           TRAINING),
+    Mutant("a step without the sparsity loss", STEP, "settings.gamma if pruned else 0.0", "0.0", TRAINING),
+    Mutant("a step's batch has no seed", STEP, "context, settings.seed, step)", "context, 0, step)", TRAINING),
+    Mutant("validation on the training text", "dcp_ref/training/loop.py", "state.config, valid, context",
+           "state.config, tokens, context", TRAINING),
 ]
 
 
@@ -107,7 +119,7 @@ def main() -> int:
         for i in range(os.cpu_count() or 1):
             copies.put(copy_project(Path(scratch) / str(i)))
         unchanged = copies.get()
-        failure = failing_test(unchanged, [*DECODING, *PAPER, "tests/test_engine.py"])
+        failure = failing_test(unchanged, [*DECODING, *PAPER, *TRAINING, "tests/test_engine.py"])
         copies.put(unchanged)
         if failure:
             print(f"the tests fail without any mutant: {failure}")

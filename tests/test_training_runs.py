@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training_tools import STEPS, failing, result, run_settings
+from training_tools import STEPS, failing, result, run_settings, write_text
 
 from dcp_ref import weights
 from dcp_ref.training import checkpoint as checkpoint_files
@@ -32,6 +33,20 @@ def test_training_lowers_the_loss_and_leaves_a_model(text, tmp_path):
     assert model.config.int_n_embd == 16
     valid = np.load(tmp_path / "run" / "valid.npy")
     assert perplexity(model.params, model.config, valid, 16, 3)[0] == pytest.approx(rows[-1]["valid_perplexity"])
+
+
+def test_it_trains_on_one_text_and_validates_on_another(text, tmp_path):
+    out, other = tmp_path / "run", write_text(tmp_path / "other.txt", seed=1)
+    train(run_settings(text, out, valid=(other,)), progress=False)
+    model, rows = weights.load(out), result(out)[2]
+    ids = {}
+    for name, path in (("train.npy", text), ("valid.npy", other)):
+        documents = [document.strip("\n") for document in Path(path).read_text().split("<|endoftext|>")]
+        ids[name] = np.concatenate([[*model.tokenizer.encode(d), model.tokenizer.eos_id] for d in documents])
+        np.testing.assert_array_equal(np.load(out / name), ids[name])
+    measured = {name: perplexity(model.params, model.config, ids[name], 16, 3) for name in ids}
+    assert (rows[-1]["valid_perplexity"], rows[-1]["share_kept"]) == pytest.approx(measured["valid.npy"])
+    assert measured["train.npy"] != pytest.approx(measured["valid.npy"])
 
 
 def test_pruned_run_starts_from_a_dense_one(text, tmp_path, capsys):

@@ -11,9 +11,9 @@ SHAPE = json.dumps({"n_layer": 2, "n_head": 2, "n_embd": 8, "n_positions": 16})
 STEPS = 8
 
 
-def write_text(path: Path) -> str:
+def write_text(path: Path, seed: int = 0) -> str:
     """Two documents of few words, 1600 in all."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     words = ["the", "sea", "was", "grey", "and", "an", "old", "man", "looked", "at", "his", "boat.\n"]
     path.write_text("\n<|endoftext|>\n".join(" ".join(rng.choice(words, 800)) for _ in range(2)))
     return str(path)

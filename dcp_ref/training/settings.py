@@ -37,7 +37,7 @@ class TrainSettings:
     )
     prune: bool = option(False, "learn to drop context, best from a dense init; adds interaction weights where needed")
     int_n_embd: int = option(16, "width of the interaction weights, where they are added")
-    propagate_in_depth: bool = option(False, "what one layer drops, later ones drop too")
+    propagate_in_depth: bool = option(False, "with prune: what one layer drops, later ones drop too")
     vocab_size: int = option(4096, "tokens of a new tokenizer, at most")
     context: int | None = option(None, "tokens a sequence; none: n_positions")
     steps: int = option(2000, "steps of the optimizer in all")
@@ -75,6 +75,8 @@ class TrainSettings:
         for name in ("warmup", "weight_decay", "gamma", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a number of 0 or more, not {getattr(self, name)!r}")
+        if self.propagate_in_depth and not self.prune:
+            raise ValueError("propagate_in_depth: nothing is dropped without prune; give both")
         if self.batch % self.micro_batch:
             raise ValueError(f"batch ({self.batch}) must be a multiple of micro_batch ({self.micro_batch})")
         if self.vocab_size < 257:
@@ -94,8 +96,11 @@ class TrainSettings:
             raise ValueError(f"config {self.config}: {error}") from error
 
     def with_pruning(self, config: Config) -> Config:
-        """`config` as this run trains it."""
+        """`config` as this run trains it. Raises ValueError when it would train gates that `prune` does not ask for."""
         if not self.prune:
+            if config.int_n_embd is not None:
+                raise ValueError(f"prune: {self.init or 'the config'} has interaction weights (int_n_embd "
+                                 f"{config.int_n_embd}), and a run would train them: give prune too")
             return config
         depth = config.propagate_in_depth or self.propagate_in_depth
         return dataclasses.replace(config, int_n_embd=config.int_n_embd or self.int_n_embd, propagate_in_depth=depth)

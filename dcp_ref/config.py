@@ -73,9 +73,11 @@ class Config:
     def from_dict(cls, fields: dict) -> "Config":
         """A parsed `config.json`; fields that we do not know are ignored, absent ones take the defaults.
 
-        Raises ValueError for a bad value, and for a size given under two names that differ.
+        Raises ValueError for a bad value, another model_type, and a size given under two names that differ.
         """
         fields = dict(fields)
+        if fields.get("model_type", "gpt2") != "gpt2":
+            raise ValueError(f"config: model_type is {fields['model_type']!r}; only gpt2 can be used")
         for alias, name in ALIASES.items():
             if alias in fields and fields.setdefault(name, fields[alias]) != fields[alias]:
                 raise ValueError(f"config: {alias} is {fields[alias]!r}, but {name} is {fields[name]!r}; remove one")

@@ -83,8 +83,6 @@ def load(path_or_name: str | PathLike[str]) -> Model:
     directory = files.find_model(path_or_name)
     config_file = directory / "config.json"
     fields = files.read_json(config_file)
-    if fields.get("model_type", "gpt2") != "gpt2":
-        raise CheckpointError(f"{config_file}: model_type is {fields['model_type']!r}; only gpt2 can be loaded")
     try:
         config = Config.from_dict(fields)
     except ValueError as error:

@@ -76,6 +76,7 @@ def test_other_settings_are_refused_on_resuming(text, tmp_path, change):
         ("context", {"context": 1}), ("context", {"context": 17}), ("context", {"context": 0}),
         ("nowhere", {"text": ("nowhere.txt",)}), ("nowhere", {"valid": ("nowhere.txt",)}), ("threads", {"threads": 0}),
         ("nowhere", {"config": "nowhere.json"}), ("config", {"config": "{"}), ("n_embd", {"config": '{"n_embd": 7}'}),
+        ("model_type is 'llama'", {"config": '{"model_type": "llama"}'}),
         ("config", {"config": "no.json"}), ("nowhere", {"init": "nowhere", "config": None}),
         ("propagate_in_depth: .* without prune", {"prune": False, "propagate_in_depth": True}),
         ("prune: tiny has interaction", {"prune": False, "init": "tiny", "config": None, "context": 16}),
@@ -144,6 +145,16 @@ def test_damaged_checkpoint_is_named(text, tmp_path):
     path = tmp_path / "run" / "checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(TrainingError, match=r"checkpoint\.safetensors cannot be read"):
+        train(run_settings(text, tmp_path / "run", steps=1), progress=False)
+
+
+def test_checkpoint_of_another_model_is_named(text, tmp_path):
+    train(run_settings(text, tmp_path / "run", steps=1), progress=False)
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content.replace(rb'\"gpt2\"', rb'\"bert\"'))
+    assert path.read_bytes() != content
+    with pytest.raises(TrainingError, match=r"checkpoint\.safetensors cannot be read .*model_type is 'bert'"):
         train(run_settings(text, tmp_path / "run", steps=1), progress=False)
 
 

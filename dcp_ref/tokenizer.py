@@ -35,6 +35,9 @@ class Tokenizer:
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         if vocab_size <= len(alphabet):
             raise ValueError(f"vocab_size must be at least {len(alphabet) + 1}, not {vocab_size}")
+        texts = list(texts)
+        possible = 1 + len(alphabet) + sum(len(text.encode(errors="replace")) for text in texts)
+        vocab_size = min(vocab_size, possible)  # each merge shortens a text; `tokenizers` makes room for all it is told
         backend = _byte_level(models.BPE())
         trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet,
                                       show_progress=False)

@@ -59,6 +59,7 @@ def test_training_has_the_size_asked_for_or_what_the_texts_can_give():
     few = Tokenizer.train(["ab"], 5000)
     assert few.vocab_size < 280
     assert few.decode(few.encode("any — text")) == "any — text"
+    assert Tokenizer.train(["ab"], 10**18).vocab_size == few.vocab_size
 
 
 def test_training_accepts_a_generator():

@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import pickle
 
 import numpy as np
 import pytest
@@ -146,6 +147,26 @@ def test_damaged_checkpoint_is_named(text, tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(TrainingError, match=r"checkpoint\.safetensors cannot be read"):
         train(run_settings(text, tmp_path / "run", steps=1), progress=False)
+
+
+@pytest.mark.parametrize("name", ["train.npy", "valid.npy"])
+@pytest.mark.parametrize("damage", ["gone", "empty", "cut", "pickle", "matrix", "text"])
+def test_damaged_tokens_are_named(text, tmp_path, name, damage):
+    out, path = tmp_path / "run", tmp_path / "run" / name
+    train(run_settings(text, out, steps=2), progress=False)
+    state = checkpoint_files.load_state(out)
+    state.step = 1
+    checkpoint_files.save_state(out, state)
+    {
+        "gone": path.unlink,
+        "empty": lambda: path.write_bytes(b""),
+        "cut": lambda: path.write_bytes(path.read_bytes()[:-1]),
+        "pickle": lambda: path.write_bytes(pickle.dumps([1])),
+        "matrix": lambda: np.save(path, np.zeros((400, 1), np.uint16)),
+        "text": lambda: np.save(path, np.array(["a"] * 400)),
+    }[damage]()
+    with pytest.raises(TrainingError, match=rf"{name} cannot be read .*start afresh"):
+        train(run_settings(text, out, steps=2), progress=False)
 
 
 def test_checkpoint_of_another_model_is_named(text, tmp_path):

@@ -68,6 +68,17 @@ def load_state(directory: Path) -> State:
         raise TrainingError(f"{directory / CHECKPOINT} cannot be read ({error}): start afresh elsewhere") from error
 
 
+def load_tokens(path: Path) -> np.ndarray:
+    """The token ids in train.npy or valid.npy, mapped; raises TrainingError when they are not there."""
+    try:
+        tokens = np.load(path, mmap_mode="r")
+        if tokens.ndim != 1 or tokens.dtype.kind != "u":
+            raise ValueError("no list of token ids")
+        return tokens
+    except (OSError, EOFError, ValueError) as error:
+        raise TrainingError(f"{path} cannot be read ({error}): start afresh elsewhere") from error
+
+
 def append_metrics(directory: Path, row: dict) -> None:
     """Add a row to metrics.jsonl."""
     with (directory / METRICS).open("a", encoding="utf-8") as file:

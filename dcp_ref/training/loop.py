@@ -75,7 +75,7 @@ def prepare(settings: TrainSettings, out: Path, pool: Executor) -> None:
 
 def run(settings: TrainSettings, out: Path, state: State, pool: Executor, progress: bool) -> None:
     """Take the steps that are left, saving now and then."""
-    tokens, valid = (np.load(out / name, mmap_mode="r") for name in ("train.npy", "valid.npy"))
+    tokens, valid = (checkpoint.load_tokens(out / name) for name in ("train.npy", "valid.npy"))
     context = settings.context_of(state.config)
     for unfinished in out.glob(".saving-*"):  # what a kill while saving leaves
         shutil.rmtree(unfinished)

@@ -12,7 +12,7 @@ from training_tools import failing, result, run_settings
 from dcp_ref import files, weights
 from dcp_ref.config import Config
 from dcp_ref.tokenizer import Tokenizer
-from dcp_ref.training import TrainingError, step, train
+from dcp_ref.training import TrainingError, loop, step, train
 from dcp_ref.training import checkpoint as checkpoint_files
 
 
@@ -37,6 +37,18 @@ def test_full_disk_leaves_the_last_checkpoint(text, unbroken, tmp_path, monkeypa
         assert checkpoint_files.load_state(out).step == 2
     train(run_settings(text, out), progress=False)
     assert result(out) == unbroken
+
+
+def test_only_a_full_disk_is_called_full(text, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match=r"cannot write .*Not a directory.*: put that right, then"):
+        train(run_settings(text, tmp_path / "file" / "run"), progress=False)
+
+
+def test_a_reader_that_goes_away_is_no_full_disk(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "say", failing(loop.say, 1, BrokenPipeError(), after=False))
+    with pytest.raises(BrokenPipeError):
+        train(run_settings(text, tmp_path / "run"), progress=False)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

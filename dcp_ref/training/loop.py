@@ -1,6 +1,7 @@
 """The training loop: dcp_ref.training.train(TrainSettings(text=["book.txt"], out="model"))."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -117,8 +118,12 @@ def explained_disk_errors(out: Path) -> Iterator[None]:
     """Turns a full disk, or another failure to write, into a TrainingError that says what to do."""
     try:
         yield
+    except BrokenPipeError:  # nobody reads our output any more
+        raise
     except OSError as error:
-        raise TrainingError(f"cannot write {out} ({error}): make room, then give the same command to resume") from error
+        full = any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))  # not all have an errno
+        remedy = "make room" if full else "put that right"
+        raise TrainingError(f"cannot write {out} ({error}): {remedy}, then give the same command to resume") from error
 
 
 def summary(row: dict) -> str:

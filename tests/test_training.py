@@ -131,6 +131,13 @@ def test_perplexity_and_share_kept_equal_a_plain_count(depth):
     assert 0 < measured[1] < 1
 
 
+@pytest.mark.parametrize(("context", "tokens"), [(1, 20), (0, 20), (9, 9)])
+def test_perplexity_needs_a_pair_and_enough_tokens(context, tokens):
+    config = Config(vocab_size=11, n_positions=9, n_embd=8, n_layer=1, n_head=2, int_n_embd=4)
+    with pytest.raises(ValueError, match=f"context is {context}: .* less than the {tokens} tokens"):
+        perplexity(weights.init_params(config, 0), config, np.arange(tokens) % 11, context, 3)
+
+
 def test_gradients_of_a_batch_do_not_depend_on_micro_batch_nor_threads():
     config = Config(vocab_size=11, n_positions=9, n_embd=8, n_layer=2, n_head=2, int_n_embd=4)
     state = checkpoint_files.State.fresh(config, weights.init_params(config, 0))

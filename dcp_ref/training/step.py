@@ -67,7 +67,10 @@ def perplexity(
     """Perplexity at alpha = inf, and the share of context kept, over evenly spaced windows of `context` tokens.
 
     The share is the mean over layers and pairs j < i of the mask in force (1 for a model without interaction weights).
+    Raises ValueError when `context` has no pair, and when there are too few tokens for a window and its last target.
     """
+    if context < 2 or len(tokens) <= context:
+        raise ValueError(f"context is {context}: it must be at least 2, and less than the {len(tokens)} tokens")
     earlier = np.tril_indices(context, -1)
 
     def measure(start: int) -> tuple[float, float]:

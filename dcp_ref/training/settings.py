@@ -5,7 +5,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from dcp_ref.config import Config
 
@@ -62,6 +62,10 @@ class TrainSettings:
         for name in ("out", "init", "config"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, str(getattr(self, name)))
+        for f in dataclasses.fields(self):
+            value, kinds = getattr(self, f.name), get_args(f.type) or (f.type,)  # (int, NoneType) for int | None
+            if f.name not in ("text", "valid") and not isinstance(value, (int, float) if kinds == (float,) else kinds):
+                raise ValueError(f"{f.name} must be of type {kinds[0].__name__}, not {value!r}")
         if not self.text:
             raise ValueError("text: no file given")
         if self.init is not None and self.config is not None:
@@ -106,7 +110,9 @@ class TrainSettings:
         return dataclasses.replace(config, int_n_embd=config.int_n_embd or self.int_n_embd, propagate_in_depth=depth)
 
     def context_of(self, config: Config) -> int:  # T
-        """Tokens of a sequence. Raises ValueError when the model has fewer positions."""
+        """Tokens of a sequence. Raises ValueError when the model has fewer positions, or one: no pair j < i."""
+        if config.n_positions < 2:
+            raise ValueError("context: the model has 1 position, and a sequence needs at least 2")
         if self.context is not None and self.context > config.n_positions:
             raise ValueError(f"context ({self.context}) must not exceed the model's n_positions ({config.n_positions})")
         return self.context or config.n_positions

@@ -1,0 +1,65 @@
+"""Settings and texts that cannot work: each is named, before anything is written."""
+
+import math
+
+import pytest
+from training_tools import run_settings
+
+from dcp_ref.training import train
+
+
+@pytest.mark.parametrize("change", [{"steps": 9}, {"seed": 1}, {"gamma": 0.2}, {"micro_batch": 2}, {"prune": False}])
+def test_other_settings_are_refused_on_resuming(text, tmp_path, change):
+    train(run_settings(text, tmp_path / "run", steps=1), progress=False)
+    (name,) = change
+    with pytest.raises(ValueError, match=f"{name} is .* was begun with .* another out"):
+        train(run_settings(text, tmp_path / "run", **({"steps": 1} | change)), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        ("text: no file", {"text": ()}), ("text must be a list", {"text": "a.txt"}), ("steps", {"steps": 0}),
+        ("batch", {"batch": -1}), ("learning_rate", {"learning_rate": 0.0}), ("gamma", {"gamma": -0.1}),
+        ("gamma", {"gamma": math.nan}), ("micro_batch", {"micro_batch": 3}), ("vocab_size", {"vocab_size": 256}),
+        ("context", {"context": 1}), ("context", {"context": 17}), ("context", {"context": 0}),
+        ("nowhere", {"text": ("nowhere.txt",)}), ("nowhere", {"valid": ("nowhere.txt",)}), ("threads", {"threads": 0}),
+        ("nowhere", {"config": "nowhere.json"}), ("config", {"config": "{"}), ("n_embd", {"config": '{"n_embd": 7}'}),
+        ("model_type is 'llama'", {"config": '{"model_type": "llama"}'}),
+        ("config", {"config": "no.json"}), ("nowhere", {"init": "nowhere", "config": None}),
+        ("propagate_in_depth: .* without prune", {"prune": False, "propagate_in_depth": True}),
+        ("prune: tiny has interaction", {"prune": False, "init": "tiny", "config": None, "context": 16}),
+        ("prune: the config has interaction", {"prune": False, "config": '{"int_n_embd": 3}'}),
+        ("context: the model has 1 position", {"config": '{"n_positions": 1}'}),
+        ("steps must be of type int, not 2.0", {"steps": 2.0}), ("batch must be of type int, not '4'", {"batch": "4"}),
+        ("seed must be of type int, not 1.5", {"seed": 1.5}), ("threads must be of type int", {"threads": 1.5}),
+        ("context must be of type int", {"context": 16.0}), ("warmup must be of type int, not None", {"warmup": None}),
+        ("gamma must be of type float, not 'x'", {"gamma": "x"}),
+        ("clip must be of type float, not None", {"clip": None}), ("prune must be of type bool", {"prune": "no"}),
+        ("config: the model in init", {"init": "tiny"}), ("learning_rate", {"learning_rate": math.inf}),
+    ],
+    ids=str,
+)
+def test_bad_settings_are_named_before_anything_is_written(text, tmp_path, message, change):
+    with pytest.raises(ValueError, match=message):
+        train(run_settings(text, tmp_path / "run", **change), progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"good \xff bad", "not UTF-8 at byte 5"), (b"short", "text: .* too few"), (b"", "text: 0 tokens")],
+)
+def test_bad_text_is_named_before_anything_is_written(tmp_path, content, message):
+    path = tmp_path / "bad.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        train(run_settings(str(path), tmp_path / "run"), progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_text_too_short_to_hold_out_a_part_is_refused(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("the old man " * 30)
+    with pytest.raises(ValueError, match=r"valid: .* too few"):
+        train(run_settings(str(path), tmp_path / "run", valid=()), progress=False)

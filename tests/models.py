@@ -21,6 +21,26 @@ def random_params(config, seed, dtype=np.float64):
     return {name: (x + name.endswith(gains)).astype(dtype) for name, x in params.items()}
 
 
+class RandomModel(Model):
+    """Shows how to make it again instead of all its numbers, which Hypothesis would not print."""
+
+    seed = beta = None
+
+    def __repr__(self):
+        return f"random_model({self.config}, seed={self.seed}, beta={self.beta})"
+
+
+def random_model(config, seed, beta):
+    """A float32 model of random_params, with `beta` added to its biases of the scores."""
+    params = random_params(config, seed, np.float32)
+    for name in params:
+        if name.endswith("int_bias"):
+            params[name] += np.float32(beta)
+    model = RandomModel(config, params, None)
+    model.seed, model.beta = seed, beta
+    return model
+
+
 @st.composite
 def random_models(draw):
     """float32 models over which the theorem ranges."""
@@ -38,9 +58,4 @@ def random_models(draw):
         activation_function=draw(st.sampled_from(ACTIVATIONS)),
         scale_attn_by_inverse_layer_idx=draw(st.booleans()),
     )
-    params = random_params(config, draw(st.integers(0, 2**32 - 1)), np.float32)
-    beta = draw(st.sampled_from([0.0, 1.0, 2.0]))
-    for name in params:
-        if name.endswith("int_bias"):
-            params[name] += np.float32(beta)
-    return Model(config, params, None)
+    return random_model(config, draw(st.integers(0, 2**32 - 1)), draw(st.sampled_from([0.0, 1.0, 2.0])))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from models import random_models
+from models import random_model, random_models
 from tolerances import SCORE_MARGIN, THEOREM_LOGITS
 
-from dcp_ref import Engine, Model, forward, generate, model
+from dcp_ref import Config, Engine, Model, forward, generate, model
 from dcp_ref.runtime import native
 
 BACKENDS = ["numpy", "native"] if native.available() else ["numpy"]
@@ -70,6 +70,14 @@ class Watched:
     def live(self, layer, sequence, T):  # [T, T]: is j live after token i
         left = [self.left[layer, sequence].get(j, T) for j in range(T)]
         return np.array([[j <= i < left[j] for j in range(T)] for i in range(T)])
+
+
+@given(random_models())
+def test_a_model_that_fails_is_shown_by_what_makes_it_again(m):
+    again = eval(repr(m), {"random_model": random_model, "Config": Config})
+    assert again.config == m.config and len(repr(m)) < 1000
+    for name, x in again.params.items():
+        np.testing.assert_array_equal(x, m.params[name])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -30,12 +30,14 @@ class CheckpointError(ValueError):
 def find_model(path_or_name: str | os.PathLike[str]) -> Path:
     """The directory of that path, or else of the shipped model of that name. Raises CheckpointError."""
     directory = Path(path_or_name)
+    if path_or_name == "":  # Path("") would be the directory that we are in
+        raise CheckpointError(f"the path is empty; give a directory, or one of the shipped models {shipped_models()}")
     if directory.is_dir():
         return directory
     if directory.exists():
         raise CheckpointError(f"{directory}: a file; give the directory that holds it")
-    if str(path_or_name) in shipped_models():
-        return SHIPPED / path_or_name
+    if str(directory) in shipped_models():  # "tiny/" too
+        return SHIPPED / directory
     raise CheckpointError(
         f"{directory}: no such directory, nor a shipped model of that name (there are {shipped_models()})"
     )

@@ -49,11 +49,12 @@ def test_a_shipped_model_has_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     directory_of(tmp_path / "models" / "small", PRUNED)
-    assert weights.load("small").config == PRUNED
+    assert weights.load("small").config == weights.load("small/").config == PRUNED
     directory_of(tmp_path / "small", PLAIN)
     assert weights.load("small").config == PLAIN  # a directory comes first
     assert_refuses("smal", "smal", "no such directory", "['small']")
     assert_refuses("../nowhere/small", "no such directory")
+    assert_refuses("", "the path is empty", "['small']")
 
 
 def test_a_file_instead_of_a_directory(tmp_path):

@@ -10,21 +10,19 @@ Nothing is ever unpickled. In memory the parameters are one flat dict of arrays:
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from dcp_ref import files
 from dcp_ref.config import Config
-from dcp_ref.files import BUFFER, HEAD, PREFIX, CheckpointError
+from dcp_ref.files import HEAD, CheckpointError
 from dcp_ref.tokenizer import Tokenizer
 
 INTERACTION = re.compile(r"h\.\d+\.attn\.(q_int\.weight|k_int\.weight|int_bias)")
-LINEAR = re.compile(r"h\.\d+\..*(c_attn|c_proj|c_fc|q_int|k_int)\.weight")  # [in, out]; the official code: [out, in]
-GPT2_EOS = 50256
 Params: TypeAlias = dict[str, np.ndarray]
 DTYPES = (np.float16, np.float32, np.float64)
 
@@ -87,7 +85,7 @@ def load(path_or_name: str | PathLike[str]) -> Model:
         config = Config.from_dict(fields)
     except ValueError as error:
         raise CheckpointError(f"{config_file}: {error}") from None
-    params = _checked(config, *files.read_tensors(directory))
+    params = checked(config, *files.read_tensors(directory))
     try:
         tokenizer = Tokenizer.from_directory(directory)
     except ValueError as error:
@@ -103,7 +101,7 @@ def save(model: Model, directory: str | PathLike[str]) -> None:
     Raises CheckpointError for a model that `load` would refuse, before anything is written, and OSError.
     """
     config, params, tokenizer = model
-    params = _checked(config, params, lambda name: "model")
+    params = checked(config, params, lambda name: "model")
     _check_tokenizer(config, tokenizer, "model")
     with files.replacing(Path(directory)) as temporary:
         (temporary / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -112,57 +110,11 @@ def save(model: Model, directory: str | PathLike[str]) -> None:
             tokenizer.save(temporary)
 
 
-def from_official(state: Mapping[str, Any], n_head: int, propagate_in_depth: bool) -> Model:
-    """The model of an official state dict, whose values are anything np.asarray takes; their dtype is kept.
+def checked(config: Config, params: Params, where: Callable[[str], str]) -> Params:
+    """The parameters in order, without a tied copy of the head. where(name): the file that a tensor is from.
 
-    Raises CheckpointError, naming the tensor.
+    Raises CheckpointError when they are not finite floats, or not those of the config.
     """
-    params = {}
-    for full_name, value in state.items():
-        if not BUFFER.fullmatch(full_name):
-            name = full_name.removeprefix(PREFIX)
-            params[name] = _transposed(name, np.asarray(value))
-    vocab_size, n_embd = _matrix_shape(params, "wte.weight")
-    n_positions, _ = _matrix_shape(params, "wpe.weight")
-    _, n_inner = _matrix_shape(params, "h.0.mlp.c_fc.weight")
-    pruned = any(INTERACTION.fullmatch(name) for name in params)
-    try:
-        config = Config(
-            vocab_size=vocab_size, n_positions=n_positions, n_embd=n_embd, n_head=n_head,
-            n_layer=sum(name.endswith(".ln_1.weight") for name in params),
-            n_inner=None if n_inner == 4 * n_embd else n_inner,
-            eos_token_id=GPT2_EOS if vocab_size > GPT2_EOS else None,
-            int_n_embd=_matrix_shape(params, "h.0.attn.q_int.weight")[1] if pruned else None,
-            propagate_in_depth=propagate_in_depth,
-        )
-    except ValueError as error:
-        raise CheckpointError(f"state: {error}") from None
-    return Model(config, _checked(config, params, lambda name: "state"), None)
-
-
-def to_official(params: Params) -> Params:
-    """Parameters, or their gradients, under the official code's names and in its layouts; fresh arrays.
-
-    Raises CheckpointError for an untied head, which the official code does not have.
-    """
-    if HEAD in params:
-        raise CheckpointError(f"params: {HEAD}: the official code only has tied heads")
-    return {PREFIX + name: _transposed(name, array) for name, array in params.items()}
-
-
-def _transposed(name: str, array: np.ndarray) -> np.ndarray:
-    """A copy between the official layout and ours: linear weights are transposed, either way."""
-    return np.array(array.T if LINEAR.fullmatch(name) else array, order="C")
-
-
-def _matrix_shape(params: Params, name: str) -> tuple[int, ...]:
-    if name not in params or params[name].ndim != 2:
-        raise CheckpointError(f"state: {name} is missing or is not a matrix; give the whole state dict")
-    return params[name].shape
-
-
-def _checked(config: Config, params: Params, where: Callable[[str], str]) -> Params:
-    """The parameters in order, without a tied copy of the head. where(name): the file that a tensor is from."""
     params = dict(params)
     head = params.pop(HEAD, None) if config.tie_word_embeddings else None
     _check_names(config, params, where)

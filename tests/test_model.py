@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from models import GOLDEN_DIR, SMALL, random_params
 from tolerances import GOLDEN, HF_FLOAT32, PROJECTION
 
-from dcp_ref import forward, load, loss_and_grads, weights
+from dcp_ref import forward, load, loss_and_grads, official
 from dcp_ref.config import ACTIVATIONS
 
 OFFICIAL = np.load(GOLDEN_DIR / "official_small.npz")
@@ -25,7 +25,7 @@ def relative(got, golden):
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_forward_and_loss_equal_the_official_code(depth, alpha):
     golden = {name: OFFICIAL[f"depth{depth}/alpha{alpha}/{name}"] for name in ("logits", "loss", "interaction")}
-    model = weights.from_official(STATE, int(OFFICIAL["config"][1]), bool(depth))
+    model = official.from_official(STATE, int(OFFICIAL["config"][1]), bool(depth))
     result = forward(model.params, OFFICIAL["ids"], model.config, float(alpha))
     assert relative(result.logits, golden["logits"]) < GOLDEN
     assert relative(result.interaction, golden["interaction"]) < GOLDEN
@@ -38,14 +38,14 @@ def test_forward_and_loss_equal_the_official_code(depth, alpha):
 @pytest.mark.parametrize("alpha", ALPHAS[:-1])
 def test_every_gradient_equals_the_official_code(depth, alpha):
     prefix, gamma = f"depth{depth}/alpha{alpha}/", float(OFFICIAL["gamma"])
-    model = weights.from_official(STATE, int(OFFICIAL["config"][1]), bool(depth))
+    model = official.from_official(STATE, int(OFFICIAL["config"][1]), bool(depth))
     loss, grads = loss_and_grads(
         model.params, OFFICIAL["ids"], OFFICIAL["targets"], model.config, float(alpha), gamma
     )
     assert relative(gamma * loss.sparsity, OFFICIAL[prefix + "regularizer"]) < GOLDEN
     assert loss.total == pytest.approx(loss.cross_entropy + gamma * loss.sparsity)
     assert grads.keys() == model.params.keys()
-    for name, grad in weights.to_official(grads).items():
+    for name, grad in official.to_official(grads).items():
         assert relative(grad, OFFICIAL[f"{prefix}grad/{name}"]) < GOLDEN, name
 
 

@@ -8,7 +8,7 @@ from checkpoints import GOLDEN, PLAIN, assert_same, configs, model_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcp_ref import weights
+from dcp_ref import official
 from dcp_ref.config import Config
 from dcp_ref.weights import CheckpointError
 
@@ -22,7 +22,7 @@ def test_the_official_state_dict():
     state = official_state()
     with np.load(GOLDEN / "official_small.npz") as golden:
         n_layer, n_head, n_embd, int_n_embd, block_size, vocab_size = golden["config"].tolist()
-    config, params, tokenizer = weights.from_official(state, n_head, propagate_in_depth=True)
+    config, params, tokenizer = official.from_official(state, n_head, propagate_in_depth=True)
     assert config == Config(
         vocab_size=vocab_size, n_positions=block_size, n_embd=n_embd, n_layer=n_layer, n_head=n_head, n_inner=None,
         activation_function="gelu_new", layer_norm_epsilon=1e-5, tie_word_embeddings=True, eos_token_id=None,
@@ -34,13 +34,13 @@ def test_the_official_state_dict():
         turned = name.startswith("h.") and array.ndim == 2
         np.testing.assert_array_equal(array, original.T if turned else original)
         assert array.dtype == np.float64 and array.flags.c_contiguous and array.flags.owndata
-    back = weights.to_official(params)
+    back = official.to_official(params)
     assert_same(dict(sorted(back.items())), dict(sorted(state.items())))
 
 
 def test_gradients_go_to_the_official_names_and_layouts():
-    params = weights.from_official(official_state(), 2, False).params
-    state = weights.to_official({name: 2 * array for name, array in params.items()})
+    params = official.from_official(official_state(), 2, False).params
+    state = official.to_official({name: 2 * array for name, array in params.items()})
     with np.load(GOLDEN / "official_small.npz") as golden:
         prefix = "depth0/alpha2.0/grad/"
         expected = {n.removeprefix(prefix): golden[n].shape for n in golden.files if n.startswith(prefix)}
@@ -56,10 +56,10 @@ official_configs = configs.filter(
 @given(official_configs, st.integers(0, 2**32), st.sampled_from([np.float16, np.float32, np.float64]))
 def test_official_round_trip(config, seed, dtype):
     model = model_of(config, seed, dtype)
-    state = weights.to_official(model.params)
+    state = official.to_official(model.params)
     for name, array in state.items():
         assert not np.shares_memory(array, model.params[name.removeprefix("transformer.")])
-    back = weights.from_official(state, config.n_head, config.propagate_in_depth)
+    back = official.from_official(state, config.n_head, config.propagate_in_depth)
     assert replace(back.config, n_inner=config.n_inner) == config
     assert back.config.inner_dim == config.inner_dim
     assert_same(back.params, model.params)
@@ -67,12 +67,12 @@ def test_official_round_trip(config, seed, dtype):
 
 def test_official_buffers_tied_heads_and_lists_are_understood():
     state = official_state()
-    expected = weights.from_official(state, 2, False).params
+    expected = official.from_official(state, 2, False).params
     state["transformer.h.0.attn.bias"] = np.tril(np.ones((1, 1, 16, 16)))
     state["transformer.h.0.attn.bias_int"] = np.tril(np.ones((1, 1, 16, 16)), -1)
     state["lm_head.weight"] = state["transformer.wte.weight"].copy()
     listed = {name: array.tolist() for name, array in state.items()}
-    assert_same(weights.from_official(listed, 2, False).params, expected)
+    assert_same(official.from_official(listed, 2, False).params, expected)
 
 
 @pytest.mark.parametrize(("change", "words"), [
@@ -93,15 +93,15 @@ def test_a_bad_official_state_is_refused(change, words):
     state = official_state()
     change(state)
     with pytest.raises(CheckpointError) as caught:
-        weights.from_official(state, 2, False)
+        official.from_official(state, 2, False)
     assert str(caught.value).startswith("state: ") and words in str(caught.value)
 
 
 def test_a_number_of_heads_that_does_not_divide():
     with pytest.raises(CheckpointError, match=r"n_embd \(16\) must be a multiple of n_head \(3\)"):
-        weights.from_official(official_state(), 3, False)
+        official.from_official(official_state(), 3, False)
 
 
 def test_the_official_code_has_no_untied_head():
     with pytest.raises(CheckpointError, match=r"lm_head\.weight"):
-        weights.to_official(model_of(replace(PLAIN, tie_word_embeddings=False)).params)
+        official.to_official(model_of(replace(PLAIN, tie_word_embeddings=False)).params)

@@ -14,7 +14,7 @@ from cli_tools import assert_refused, call, process_of, saved, stdin_of
 from text_models import CONFIG, TOKENIZER, text_model
 from training_tools import failing
 
-from dcp_ref import cli, generate
+from dcp_ref import cli_generate, generate
 from dcp_ref.runtime import native
 
 MODEL = text_model(dataclasses.replace(CONFIG, eos_token_id=None))
@@ -85,7 +85,7 @@ def test_text_is_printed_as_it_comes(run, monkeypatch):
     """Before each step all that is settled has been written; the second text waits for the first to end."""
     raw, prompts, both_run = io.BytesIO(), ["a" * 40, "the"], []
 
-    def watched(engine, rows, sampling, step=cli.step):
+    def watched(engine, rows, sampling, step=cli_generate.step):
         both_run.append(rows[0].stop_reason is None)
         expected = f"--- 1 of 2\n{prompts[0]}{rows[0].settled()}"
         if not both_run[-1]:
@@ -93,7 +93,7 @@ def test_text_is_printed_as_it_comes(run, monkeypatch):
         assert raw.getvalue().decode() == expected
         return step(engine, rows, sampling)
 
-    monkeypatch.setattr(cli, "step", watched)
+    monkeypatch.setattr(cli_generate, "step", watched)
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw))
     assert run(*prompts)[0] == 0
     assert both_run == [True] * 9 + [False] * 12  # 48 positions; the last call finds nothing to do
@@ -101,7 +101,7 @@ def test_text_is_printed_as_it_comes(run, monkeypatch):
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_interrupted(run, monkeypatch, as_json):
-    monkeypatch.setattr(cli, "step", failing(cli.step, 9, KeyboardInterrupt(), after=False))
+    monkeypatch.setattr(cli_generate, "step", failing(cli_generate.step, 9, KeyboardInterrupt(), after=False))
     code, out, err = run("the sea", "the", *["--json"] * as_json)
     results = generate(MODEL, ["the sea", "the"], **SETTINGS | {"max_new_tokens": 8})
     texts = [r.text.removesuffix("\ufffd") for r in results]
@@ -147,7 +147,7 @@ def test_a_reader_that_goes_away(long_model):
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(5, "Input/output error"), RuntimeError("two\nlines")])
 def test_a_failure_under_way_keeps_what_was_written(run, monkeypatch, error):
-    monkeypatch.setattr(cli, "step", failing(cli.step, 4, error, after=False))
+    monkeypatch.setattr(cli_generate, "step", failing(cli_generate.step, 4, error, after=False))
     code, out, err = run("the sea")
     assert code == 1 and out.startswith("the sea") and out.endswith("\n")
     assert err.count("\n") == 2 and err.startswith("dcp-ref: 3 tokens, ")

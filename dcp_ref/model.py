@@ -5,20 +5,14 @@ parameters are read from a view of it, `p["attn.c_attn.weight"]` for `h.3.attn.c
 """
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from dcp_ref.attention import attention, attention_backward, merge_heads, split_heads
 from dcp_ref.config import Config
-from dcp_ref.interaction import (
-    log_mask,
-    log_mask_backward,
-    scores,
-    scores_backward,
-    sparsity,
-    sparsity_backward,
-)
+from dcp_ref.interaction import log_mask, log_mask_backward, scores, scores_backward, sparsity, sparsity_backward
 from dcp_ref.layers import (
     activation,
     activation_backward,
@@ -51,13 +45,21 @@ class Loss(NamedTuple):
     sparsity: float
 
 
-def forward(params: Params, ids, config: Config, alpha: float = math.inf) -> Forward:  # [B, T]
+def forward(params: Params, ids, config: Config, alpha: float = math.inf, policy=None) -> Forward:  # [B, T]
     """The dense forward: every pair is scored, and what is dropped is masked. alpha = inf is inference.
 
     `interaction` is 1 on and above the diagonal, and all ones for a model without interaction weights.
-    Raises ValueError when ids are not integers [B, T] in [0, V), or T exceeds n_positions.
+    `policy` is None for the paper, or one of runtime/policies.py: all but `learned` leave interaction weights and alpha
+    aside, and drop by a rule of their own.
+    Raises ValueError when ids are not integers [B, T] in [0, V), T exceeds n_positions, or the policy needs interaction
+    weights and there are none; TypeError when it is no policy.
     """
-    logits, log_i, _ = _gpt2(params, _checked(ids, config), config, alpha)
+    if policy is not None:
+        if not hasattr(policy, "log_mask"):
+            raise TypeError(f"policy must be None or a Policy of dcp_ref.runtime.policies, not {policy!r}")
+        policy.check(config)
+        config = config if policy.learned else replace(config, int_n_embd=None)
+    logits, log_i, _ = _gpt2(params, _checked(ids, config), config, alpha, policy)
     return Forward(logits, np.exp(log_i))
 
 
@@ -80,12 +82,12 @@ def loss_and_grads(
     return Loss(float(ce + gamma * r), float(ce), float(r)), _gpt2_backward(dlogits, dlog_i, saved, config)
 
 
-def _gpt2(params, ids, config, alpha):  # [B, T] -> [B, T, V], [L, B, T, T]
+def _gpt2(params, ids, config, alpha, policy=None):  # [B, T] -> [B, T, V], [L, B, T, T]
     x, saved_embedding = embedding(ids, params["wte.weight"], params["wpe.weight"])
     own, saved_blocks = [], []
     log_i = 0.0  # the mask handed down from earlier layers
     for layer in range(config.n_layer):
-        x, log_own, log_i, saved = _block(x, log_i, block_params(params, layer), config, layer, alpha)
+        x, log_own, log_i, saved = _block(x, log_i, block_params(params, layer), config, layer, alpha, policy)
         own.append(log_own)
         saved_blocks.append(saved)
     x, saved_ln = layer_norm(x, params["ln_f.weight"], params["ln_f.bias"], config.layer_norm_epsilon)
@@ -110,13 +112,16 @@ def _gpt2_backward(dlogits, dlog_own, saved, config):  # [B, T, V], [L, B, T, T]
     return grads
 
 
-def _block(x, log_handed, p, config, layer, alpha):  # [B, T, C], [B, T, T] -> [B, T, C], [B, T, T] x 2
+def _block(x, log_handed, p, config, layer, alpha, policy):  # [B, T, C], [B, T, T] -> [B, T, C], [B, T, T] x 2
     """One layer: x + attention(ln_1(x)), then + mlp(ln_2(x)). Also its own log I, and the one to hand on."""
     n, saved_ln_1 = layer_norm(x, p["ln_1.weight"], p["ln_1.bias"], config.layer_norm_epsilon)
     log_own, saved_mask = _own_log_mask(n, p, config, alpha)
     log_i = log_handed + log_own if config.propagate_in_depth else log_own
     qkv, saved_qkv = linear(n, p["attn.c_attn.weight"], p["attn.c_attn.bias"])
     q, k, v = (split_heads(part, config.n_head) for part in np.split(qkv, 3, axis=-1))
+    if policy is not None:  # another rule than the paper's, which may look at who attended to whom
+        log_rule = policy.log_mask(q, k, log_i, config.attention_scale(layer))
+        log_own, log_i = log_own + log_rule, log_i + log_rule
     y, saved_attention = attention(q, k, v, log_i, config.attention_scale(layer))
     y, saved_proj = linear(merge_heads(y), p["attn.c_proj.weight"], p["attn.c_proj.bias"])
     x = x + y

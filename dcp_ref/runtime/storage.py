@@ -1,0 +1,65 @@
+"""How keys, values and weights are stored in fewer bits: the bytes, which C writes too.
+
+float16: beyond +-65504 becomes +-65504, then rounded to the nearest, ties to even.
+
+int8: n in -127 .. 127 with one float32 scale for each group: a token's D channels of one head, or a column of a weight
+matrix. All of it in float32, number by number:
+
+    m = max |x| over the group
+    inverse = 127 / m         0 when m < 2**-120: 127 / m could overflow, and the group reads back as zeros
+    n = rint(x * inverse)     ties to even, clipped to -127 .. 127
+    scale = m / 127
+    read back: n * scale      off by at most scale / 2 and a rounding
+
+A group with a NaN or an infinity has n = 0 where x * inverse is NaN, and reads back as NaN: m is NaN or inf, and so is
+the scale.
+"""
+
+import numpy as np
+
+STORAGES = ("float32", "float16", "int8")
+FLOAT16_MAX, TINY = np.float32(65504), np.float32(2.0**-120)
+
+
+def check_storage(argument: str, storage: str) -> str:
+    """One of STORAGES. Raises ValueError, naming the argument."""
+    if storage not in STORAGES:
+        raise ValueError(f"{argument} must be one of {', '.join(STORAGES)}, not {storage!r}")
+    return storage
+
+
+def stored(x: np.ndarray, kv: str, n_head: int) -> np.ndarray:  # [N, C] float32 -> [N, C] float32
+    """Keys or values as they are read back from a cache that stores them as `kv`, one of STORAGES."""
+    if kv == "int8":
+        n, scale = _to_int8(x.reshape(len(x), n_head, x.shape[1] // n_head), axis=-1)
+        return dequantized(n, scale).reshape(x.shape)
+    return np.clip(x, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16).astype(np.float32) if kv == "float16" else x
+
+
+def quantized(w: np.ndarray, storage: str) -> tuple[np.ndarray, np.ndarray | None]:  # [in, out] -> [in, out], [out]
+    """A weight matrix as stored, and the scale of each output column for int8, else None.
+
+    Raises ValueError for float16 when a value is beyond its range, and for a storage that is none.
+    """
+    check_storage("storage", storage)
+    if storage == "int8":
+        n, scale = _to_int8(w.astype(np.float32), axis=0)
+        return n, scale[0]
+    largest = np.abs(w).max(initial=0)
+    if storage == "float16" and not largest <= FLOAT16_MAX:
+        raise ValueError(f"float16 holds numbers up to 65504, and there is {largest:.6g}: store it as float32 or int8")
+    return w.astype(storage), None
+
+
+def dequantized(w: np.ndarray, scale: np.ndarray | None) -> np.ndarray:  # -> float32
+    """What `quantized` stored, read back."""
+    with np.errstate(over="ignore", invalid="ignore"):  # 127 * scale may round past the largest float32
+        return w.astype(np.float32) if scale is None else w.astype(np.float32) * scale
+
+
+def _to_int8(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:  # float32 -> int8, float32 with axis of 1
+    m = np.abs(x).max(axis, keepdims=True, initial=0)
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        inverse = np.where(m >= TINY, np.float32(127) / m, np.float32(0))
+        n = np.clip(np.rint(x * inverse), -127, 127)
+    return np.where(np.isnan(n), 0, n).astype(np.int8), m / np.float32(127)

@@ -4,10 +4,13 @@ import numpy as np
 from hypothesis import strategies as st
 
 from dcp_ref.config import Config
-from dcp_ref.runtime import native
+from dcp_ref.runtime import native, policies
 from dcp_ref.runtime.cache import KVCache
+from dcp_ref.runtime.policies import Policy, heavy_hitters, sinks, strided, window
 
 CACHES = [KVCache, native.NativeCache] if native.available() else [KVCache]
+FULL_CACHES = [KVCache]  # those that take kv and policy, fork and trim
+FORMS = ("dense", "learned", "window", "strided", "sinks", "heavy_hitters")
 
 
 @st.composite
@@ -18,10 +21,30 @@ def configs(draw):
         scale_attn_by_inverse_layer_idx=draw(st.booleans()))
 
 
-class Inputs:
-    """q, k, v [L, T, C]; q_int, k_int [L, T, r], beta [L], small integers unless told: then every score is exact."""
+@st.composite
+def any_policies(draw, forms=(*FORMS, "mixed")):
+    """One of the forms that a command line takes, or all of them at once, with small numbers."""
+    small, w = st.integers(0, 5), draw(st.integers(1, 6))
+    return {"dense": lambda: policies.dense, "learned": lambda: policies.learned, "window": lambda: window(w),
+            "strided": lambda: strided(w, draw(small)), "sinks": lambda: sinks(draw(small), w),
+            "heavy_hitters": lambda: heavy_hitters(draw(small), w),
+            "mixed": lambda: Policy("mixed", draw(st.booleans()), w, draw(small), draw(small), draw(st.none() | small)),
+            }[draw(st.sampled_from(forms))]()
 
-    def __init__(self, config, rows, rng, integers=True):
+
+def page_size(cache):
+    """Bytes of a page."""
+    return cache._page_bytes() if isinstance(cache, KVCache) else cache._cache.pool.page_bytes
+
+
+class Inputs:
+    """q, k, v [L, T, C]; q_int, k_int [L, T, r], beta [L], small integers unless told: then every score is exact.
+
+    With `sharp` queries and keys each head gives weight 1 to one token and 0 to the others: then all sums of them are
+    exact too.
+    """
+
+    def __init__(self, config, rows, rng, integers=True, sharp=False):
         L, r = config.n_layer, config.int_n_embd or 0
         self.q, self.k, self.v = rng.normal(size=(3, L, rows, config.n_embd)).astype(np.float32)
         self.q_int, self.k_int = rng.normal(size=(2, L, rows, r)).astype(np.float32)
@@ -30,17 +53,24 @@ class Inputs:
             self.q_int, self.k_int = rng.integers(-2, 3, size=(2, L, rows, r)).astype(np.float32)
             self.beta = rng.integers(0, 6, L).astype(float)
 
-    def rows(self, config, layer, start, stop):
+        if sharp:
+            qk = np.zeros((2, L, rows, config.n_head, config.head_dim), np.float32)
+            qk[0, ..., 0] = rng.choice([-8, 8], (L, rows, config.n_head))
+            qk[1, ..., 0] = 2048 * rng.random((L, rows, config.n_head)).argsort(axis=1)  # no two alike
+            self.q, self.k = qk.reshape(2, L, rows, -1)
+
+    def rows(self, config, policy, layer, start, stop):
         arrays = [x[layer, start:stop] for x in (self.q, self.k, self.v, self.q_int, self.k_int)]
-        return [*arrays[:3], *((None, None) if config.int_n_embd is None else arrays[3:]), self.beta[layer]]
+        learned = policies.for_model(config, policy).learned
+        return [*arrays[:3], *(arrays[3:] if learned else (None, None)), self.beta[layer]]
 
 
-def walk_layers(cache, sequences, starts, counts, inputs, first=0):
+def walk_layers(cache, sequences, starts, counts, inputs, first=0, policy=None):
     """Feed rows first, first + 1, ... of the inputs to every layer; returns the (out, dropped) of each."""
     config, inherited, results = cache.config, None, []
     cache.reserve(sequences, counts)
     for layer in range(config.n_layer):
-        arguments = inputs.rows(config, layer, first, first + sum(counts))
+        arguments = inputs.rows(config, policy, layer, first, first + sum(counts))
         results.append(cache.step(layer, sequences, starts, counts, *arguments, inherited))
         inherited = results[-1][1] if config.propagate_in_depth else None
     return results

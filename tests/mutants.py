@@ -20,9 +20,10 @@ NEEDED = ("dcp_ref", "csrc", "tests", "build_dcp.py", "setup.py", "pyproject.tom
 DECODING = ("tests/test_theorem.py", "tests/test_cache.py")
 TRAINING = ("tests/test_step.py", "tests/test_training_runs.py")
 PAPER = ("tests/test_model.py", "tests/test_layers.py", "tests/test_sigmoid.py")
-INSERT = "            t.insert(block.k[row], block.v[row], block.k_int[row])\n"
+INSERT = "            t.insert(k[row], v[row], block.k_int[row])\n"
 ATTEND = (
-    "            out[row] = attend(block.q[row], t.k, t.v, self.config.n_head, self.config.attention_scale(layer))\n"
+    "            out[row], weights = attend(block.q[row], t.k, t.v, n_head, scale)\n"
+    "            t.attention = t.attention + weights\n"
 )
 CACHE, ENGINE = "dcp_ref/runtime/cache.py", "dcp_ref/runtime/engine.py"
 STEP = "dcp_ref/training/step.py"

@@ -135,7 +135,7 @@ def test_a_plain_model_has_no_interaction_rows(make):
 
 
 @each_cache
-@pytest.mark.parametrize("page_slots", [0, 65, -1])
+@pytest.mark.parametrize("page_slots", [0, 33, -1])
 def test_page_slots(make, page_slots):
     with pytest.raises(ValueError, match="page_slots"):
         make(CONFIG, page_slots)

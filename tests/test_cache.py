@@ -4,45 +4,66 @@ import dataclasses
 
 import numpy as np
 import pytest
-from cache_tools import CACHES, Inputs, configs, walk_layers
+from cache_tools import CACHES, FULL_CACHES, Inputs, any_policies, configs, page_size, walk_layers
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tolerances import CACHE_ATTENTION
+from tolerances import CACHE_ATTENTION, SCORE_MARGIN
 
 from dcp_ref.config import Config
-from dcp_ref.runtime import native
+from dcp_ref.runtime import native, policies
 from dcp_ref.runtime.cache import KVCache
+from dcp_ref.runtime.storage import STORAGES, stored
 
 CONFIG = Config(vocab_size=1, n_positions=9, n_embd=4, n_layer=2, n_head=2, int_n_embd=4)
 SEEDS = st.integers(0, 2**32 - 1)
+CHUNKS = st.lists(st.integers(1, 5), min_size=1, max_size=12).filter(lambda chunks: sum(chunks) <= 24)
 
 
-def dense(config, inputs):
-    """One sequence by the formulas, in float64: scores j < i, live tokens [L, T, T], attention [L, T, C]."""
+def dense(config, inputs, policy=None, kv="float32"):
+    """One sequence by the formulas, in float64: how close any decision was, live tokens [L, T, T], attention [L, T, C].
+
+    Keys and values are those that are read back after storing.
+    """
+    policy = policies.for_model(config, policy)
     L, T, C = inputs.q.shape
-    q, k, v, q_int, k_int = (x.astype(np.float64) for x in (inputs.q, inputs.k, inputs.v, inputs.q_int, inputs.k_int))
-    causal, below = np.tri(T, dtype=bool), np.tri(T, k=-1, dtype=bool)  # j <= i, j < i
-    scores, live, out = np.zeros((L, T, T)), np.zeros((L, T, T), bool), np.zeros((L, T, C))
+    margin, live, out = np.inf, np.zeros((L, T, T), bool), np.zeros((L, T, C))
     for layer in range(L):
-        keep = np.ones((T, T), bool)
-        if config.int_n_embd is not None:
-            scores[layer] = q_int[layer] @ k_int[layer].T / np.sqrt(config.int_n_embd) + inputs.beta[layer]
-            keep = (scores[layer] > 0) | ~below
-        live[layer] = np.logical_and.accumulate(keep, axis=0) & causal
-        if config.propagate_in_depth and layer > 0:
-            live[layer] &= live[layer - 1]
-        for h in np.split(np.arange(C), config.n_head):
-            logits = np.where(live[layer], q[layer][:, h] @ k[layer][:, h].T * config.attention_scale(layer), -np.inf)
-            weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-            out[layer][:, h] = weights / weights.sum(axis=1, keepdims=True) @ v[layer][:, h]
-    return scores[:, below], live, out
+        q, q_int, k_int = (x[layer].astype(float) for x in (inputs.q, inputs.q_int, inputs.k_int))
+        k, v = (stored(x[layer], kv, config.n_head).astype(float) for x in (inputs.k, inputs.v))
+        attention = np.zeros(T)
+        for i in range(T):
+            j = np.flatnonzero(live[layer, i - 1, :i])  # none when i = 0
+            if config.propagate_in_depth and layer > 0:
+                j = j[live[layer - 1, i, j]]
+            if policy.learned:
+                s = k_int[j] @ q_int[i] / np.sqrt(config.int_n_embd) + inputs.beta[layer]
+                margin = min(margin, np.abs(s).min(initial=np.inf))
+                j = j[s > 0]
+            candidates = [x for x in j if not stays_by_position(policy, i, x)]
+            candidates.sort(key=lambda x: (attention[x], x))
+            gone = candidates[: max(len(candidates) - (policy.heavy or 0), 0)]
+            if policy.heavy and gone:
+                margin = min(margin, attention[candidates[len(gone)]] - attention[gone[-1]])
+            j = np.append(np.setdiff1d(j, gone), i)
+            live[layer, i, j] = True
+            for h in np.split(np.arange(C), config.n_head):
+                a = k[j][:, h] @ q[i, h] * config.attention_scale(layer)
+                weights = np.exp(a - a.max())
+                attention[j] += weights / weights.sum()
+                out[layer, i, h] = weights / weights.sum() @ v[j][:, h]
+    return margin, live, out
 
 
-def check_against_dense(cache, inputs, chunks, live, out):
+def stays_by_position(policy, i, j):
+    near = policy.window is None or i - j < policy.window
+    return near or j < policy.first or (policy.stride > 0 and j % policy.stride == 0)
+
+
+def check_against_dense(cache, inputs, chunks, live, out, policy=None):
     sequence, start = cache.new_sequence(), 0
     for count in chunks:
-        results = walk_layers(cache, [sequence], [start], [count], inputs, start)
+        results = walk_layers(cache, [sequence], [start], [count], inputs, start, policy)
         start += count
         for layer, (got, dropped) in enumerate(results):
             np.testing.assert_allclose(got, out[layer, start - count:start], **CACHE_ATTENTION)
@@ -54,34 +75,24 @@ def check_against_dense(cache, inputs, chunks, live, out):
 
 
 @pytest.mark.parametrize("make", CACHES)
-@given(config=configs(), chunks=st.lists(st.integers(1, 5), min_size=1, max_size=12), page_slots=st.integers(1, 5),
-       integers=st.booleans(), seed=SEEDS)
+@given(config=configs(), chunks=CHUNKS, page_slots=st.integers(1, 5), integers=st.booleans(), seed=SEEDS)
 def test_equals_the_dense_definition(make, config, chunks, page_slots, integers, seed):
-    assume(sum(chunks) <= config.n_positions)
     inputs = Inputs(config, sum(chunks), np.random.default_rng(seed), integers)
-    scores, live, out = dense(config, inputs)
-    assume(integers or config.int_n_embd is None or np.abs(scores).min(initial=1) > 1e-4)
+    margin, live, out = dense(config, inputs)
+    assume(integers or margin > SCORE_MARGIN)
     check_against_dense(make(config, page_slots), inputs, chunks, live, out)
 
 
-@pytest.mark.parametrize("make", CACHES)
-def test_what_one_sequence_frees_another_takes(make):
-    four_pages = 4 * KVCache(CONFIG, 2)._page_bytes()
-    cache = make(CONFIG, 2, max_bytes=four_pages)
-    assert [cache.new_sequence(), cache.new_sequence()] == [0, 1]
-    inputs = Inputs(CONFIG, 4, np.random.default_rng(0))
-    inputs.beta += 100  # nothing is dropped: 4 tokens are 2 pages in each of 2 layers
-    walk_layers(cache, [0], [0], [4], inputs)
-    full = cache.stats()
-    assert full.bytes_owned == full.bytes_reserved == four_pages
-    with pytest.raises(MemoryError):
-        cache.reserve([1], [1])
-    assert cache.stats() == full
-    np.testing.assert_array_equal(cache.live_positions(0, 1), range(4))
-    cache.release(0)
-    assert cache.stats() == (0, 0, 0, full.bytes_reserved)
-    walk_layers(cache, [1], [0], [4], inputs)
-    assert cache.stats() == full
+@pytest.mark.parametrize("make", FULL_CACHES)
+@given(config=configs(), chunks=CHUNKS, page_slots=st.integers(1, 5), exact=st.booleans(), seed=SEEDS,
+       policy=any_policies(), kv=st.sampled_from(STORAGES))
+def test_equals_the_dense_definition_under_every_policy_and_storage(
+        make, config, chunks, page_slots, exact, seed, policy, kv):
+    assume(config.int_n_embd is not None or not policy.learned)
+    inputs = Inputs(config, sum(chunks), np.random.default_rng(seed), exact, sharp=exact)
+    margin, live, out = dense(config, inputs, policy, kv)
+    assume(exact or margin > SCORE_MARGIN)
+    check_against_dense(make(config, page_slots, kv=kv, policy=policy), inputs, chunks, live, out, policy)
 
 
 @pytest.mark.parametrize("make", CACHES)
@@ -103,10 +114,10 @@ class SideBySide(RuleBasedStateMachine):
 
     @initialize(config=configs(), page_slots=st.integers(1, 5), bound=st.none() | st.integers(1, 40))
     def start(self, config, page_slots, bound):
-        page_bytes = KVCache(config, page_slots)._page_bytes()
-        self.max_bytes = None if bound is None else bound * page_bytes
-        self.numpy = KVCache(config, page_slots, self.max_bytes)
-        self.native = native.NativeCache(config, page_slots, self.max_bytes)
+        self.bound = bound  # in pages
+        self.numpy, self.native = (
+            make(config, page_slots, bound and bound * page_size(make(config, page_slots)))
+            for make in (KVCache, native.NativeCache))
         self.config, self.page_slots, self.lengths = config, page_slots, {}
 
     @rule()
@@ -155,9 +166,11 @@ class SideBySide(RuleBasedStateMachine):
 
     @invariant()
     def same_memory(self):
-        stats = self.native.stats()
-        assert stats == self.numpy.stats()
-        assert stats.bytes_owned <= stats.bytes_reserved <= (self.max_bytes or stats.bytes_reserved)
+        stats, native_stats = self.numpy.stats(), self.native.stats()
+        assert native_stats[:2] == stats[:2]  # live tokens and slots
+        owned, reserved = (n // page_size(self.native) for n in native_stats[2:])  # page by page, of whatever size
+        assert (owned, reserved) == tuple(n // page_size(self.numpy) for n in stats[2:])
+        assert owned <= reserved <= (self.bound or reserved)
 
     @invariant()
     def dead_slots_do_not_matter(self):

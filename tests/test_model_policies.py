@@ -5,10 +5,11 @@ import math
 
 import numpy as np
 import pytest
+from cache_tools import any_policies
 from hypothesis import given
 from hypothesis import strategies as st
 from models import SMALL, random_params
-from test_policies import any_policies, by_position, heavy_by_definition
+from test_policies import by_position, heavy_by_definition
 
 from dcp_ref import forward, model
 from dcp_ref.runtime import policies

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from cache_tools import FORMS, any_policies
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,15 +15,6 @@ from dcp_ref.runtime.policies import Policy, heavy_hitters, parse, sinks, stride
 
 PLAIN, PRUNED = Config(), Config(int_n_embd=4)
 SEEDS = st.integers(0, 2**32 - 1)
-
-
-@st.composite
-def any_policies(draw, rules=("dense", "learned", "window", "strided", "sinks", "heavy_hitters")):
-    """One of the forms, with small numbers."""
-    small, w = st.integers(0, 5), draw(st.integers(1, 6))
-    return {"dense": lambda: policies.dense, "learned": lambda: policies.learned, "window": lambda: window(w),
-            "strided": lambda: strided(w, draw(small)), "sinks": lambda: sinks(draw(small), w),
-            "heavy_hitters": lambda: heavy_hitters(draw(small), w)}[draw(st.sampled_from(rules))]()
 
 
 def by_position(policy, T):  # -> [T, T], one mask of the two alike
@@ -122,7 +114,7 @@ def test_rules_that_reduce_to_others(T, w, n, seed):
     assert (np.array(mask(both)) >= np.array(mask(sinks(n, w)))).all()
 
 
-@given(any_policies())
+@given(any_policies(FORMS))
 def test_parse_gives_back_what_str_shows(policy):
     assert parse(str(policy)) == policy
 

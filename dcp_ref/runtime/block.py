@@ -1,4 +1,4 @@
-"""What both caches share: handles of sequences, the checked ragged block of a step, statistics."""
+"""What both caches share: handles of sequences, the checked ragged block of a step, the size of a page, statistics."""
 
 import operator
 from collections.abc import Iterable, Iterator
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dcp_ref.config import Config
+from dcp_ref.runtime.policies import Policy, for_model
 
 
 class Stats(NamedTuple):
@@ -16,6 +17,10 @@ class Stats(NamedTuple):
     slots: int
     bytes_owned: int
     bytes_reserved: int
+
+
+class CacheFull(MemoryError):
+    """A cache would need more bytes than it may hold; it is as it was before."""
 
 
 class Handles:
@@ -68,18 +73,20 @@ class Block(NamedTuple):
 
 
 def check_block(config: Config, seen: list[int], starts: Iterable[int], counts: Iterable[int],
-                q, k, v, q_int, k_int, beta: float, inherited) -> Block:
+                q, k, v, q_int, k_int, beta: float, inherited, policy: Policy | None = None) -> Block:
     """The arguments of a step, checked; `seen[b]` tokens of sequence b came before.
 
+    q_int and k_int must be None unless the policy (None: `for_model`'s choice) is learned.
     Views of wider arrays are copied; nothing else is converted. Raises TypeError or ValueError, naming the argument.
     """
     counts, starts = check_counts(config, seen, counts), [operator.index(start) for start in starts]
     if starts != seen:
         raise ValueError(f"starts must be the tokens that this layer has seen, {seen}, not {starts}")
-    rows, r = sum(counts), config.int_n_embd or 0
+    policy = for_model(config, policy)
+    rows, r = sum(counts), policy.rank(config)
     if r == 0:
         if q_int is not None or k_int is not None:
-            raise ValueError("q_int and k_int must be None when config.int_n_embd is")
+            raise ValueError(f"q_int and k_int must be None when the policy is {policy}")
         q_int = k_int = np.zeros((rows, 0), np.float32)
     wide, narrow = (rows, config.n_embd), (rows, r)
     return Block(counts, _floats("q", q, wide), _floats("k", k, wide), _floats("v", v, wide),
@@ -100,10 +107,37 @@ def check_counts(config: Config, seen: list[int], counts: Iterable[int]) -> list
 
 def check_pages(page_slots: int, max_bytes: int | None) -> None:
     """What a cache is made with. Raises TypeError or ValueError."""
-    if not 1 <= operator.index(page_slots) <= 64:
-        raise ValueError(f"page_slots must be 1 .. 64, not {page_slots}")
+    if not 1 <= operator.index(page_slots) <= 32:
+        raise ValueError(f"page_slots must be 1 .. 32, not {page_slots}")
     if max_bytes is not None and operator.index(max_bytes) < 1:
         raise ValueError(f"max_bytes must be positive or None, not {max_bytes}")
+
+
+def check_bytes(needed: int, max_bytes: int | None) -> None:
+    """Raises CacheFull when that many bytes are beyond the bound; None is no bound."""
+    if max_bytes is not None and needed > max_bytes:
+        raise CacheFull(f"the cache needs {needed} bytes, and its bound is {max_bytes}: "
+                        "release a sequence, or give a larger max_cache_bytes")
+
+
+def page_bytes(config: Config, page_slots: int, kv: str, policy: Policy) -> int:
+    """The size of a page in C, in which both caches count: the sum of its parts, each rounded up to a multiple of 64
+    bytes, rounded up to a multiple of 4096. A row has 32 numbers: one a slot, however few there are; in v, 32 channels.
+    """
+    H, D, size = config.n_head, config.head_dim, {"float32": 4, "float16": 2, "int8": 1}[kv]
+    parts = [
+        H * D * 32 * size,  # k [H, D, 32]
+        H * -(-D // 32) * page_slots * 32 * size,  # v [H, ceil(D / 32), page_slots, 32]
+        *([H * 32 * 4] * 2 if kv == "int8" else []),  # scales of k and of v [H, 32]
+        policy.rank(config) * 32 * 4,  # k_int [r, 32]
+        H * 32 * 4 if policy.heavy is not None else 0,  # accumulated attention [H, 32]
+        32 * 4,  # position [32]
+    ]
+    return _multiple(sum(_multiple(part, 64) for part in parts), 4096)
+
+
+def _multiple(n: int, of: int) -> int:
+    return -(-n // of) * of
 
 
 def check_layer(config: Config, layer: int) -> int:

@@ -22,7 +22,7 @@ def configs(draw):
 
 
 @st.composite
-def any_policies(draw, forms=(*FORMS, "mixed")):
+def any_policies(draw, forms=(*FORMS, "heavy_hitters", "mixed")):
     """One of the forms that a command line takes, or all of them at once, with small numbers."""
     small, w = st.integers(0, 5), draw(st.integers(1, 6))
     return {"dense": lambda: policies.dense, "learned": lambda: policies.learned, "window": lambda: window(w),

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from cache_tools import CACHES, FULL_CACHES, Inputs, any_policies, configs, page_size, walk_layers
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tolerances import CACHE_ATTENTION, SCORE_MARGIN
@@ -84,6 +84,7 @@ def test_equals_the_dense_definition(make, config, chunks, page_slots, integers,
 
 
 @pytest.mark.parametrize("make", FULL_CACHES)
+@settings(max_examples=200)
 @given(config=configs(), chunks=CHUNKS, page_slots=st.integers(1, 5), exact=st.booleans(), seed=SEEDS,
        policy=any_policies(), kv=st.sampled_from(STORAGES))
 def test_equals_the_dense_definition_under_every_policy_and_storage(

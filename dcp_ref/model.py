@@ -48,7 +48,7 @@ class Loss(NamedTuple):
 def forward(params: Params, ids, config: Config, alpha: float = math.inf, policy=None) -> Forward:  # [B, T]
     """The dense forward: every pair is scored, and what is dropped is masked. alpha = inf is inference.
 
-    `interaction` is 1 on and above the diagonal, and all ones for a model without interaction weights.
+    `interaction` is 1 on and above the diagonal, and all ones for a model without interaction weights and policy.
     `policy` is None for the paper, or one of runtime/policies.py: all but `learned` leave interaction weights and alpha
     aside, and drop by a rule of their own.
     Raises ValueError when ids are not integers [B, T] in [0, V), T exceeds n_positions, or the policy needs interaction

@@ -93,9 +93,9 @@ class KVCache:
 
         Raises ValueError when the sequence is unknown, CacheFull past max_bytes; nothing has changed then.
         """
-        layers = self._sequences[sequence]
-        self._grow(sum(map(self._pages_of, layers)))
-        return self._sequences.add(copy.deepcopy(layers))
+        child = copy.deepcopy(self._sequences[sequence])
+        self._grow(sum(map(self._pages_of, child)))
+        return self._sequences.add(child)
 
     def release(self, sequence: int) -> None:
         """Forget a sequence. Raises ValueError when it is unknown."""

@@ -1,0 +1,40 @@
+"""The machine's read bandwidth: the limit of a decode step that reads its weights and its cache once."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from measure import interleaved
+
+BYTES = 1 << 30
+REDUCTIONS = {"np.sum": np.sum, "np.max": np.max, "np.bitwise_or": lambda x: np.bitwise_or.reduce(x.view(np.int64))}
+
+
+def reader(reduction, parts, pool):
+    """A call that reads every part once, each in a thread of its own; NumPy releases the GIL."""
+    return lambda: list(pool.map(reduction, parts))
+
+
+def read_bandwidth(threads=None, rounds=7, kernel=None, kernel_bytes=0):
+    """Bytes a second of {reader: best of `rounds`}, interleaved; "best" is the largest of them all.
+
+    `kernel` is one more reader, of `kernel_bytes` a call (at least 1 GB, as the array that NumPy reads). The best call
+    counts and not the median: interference only ever slows a read down, and a limit must not be beaten.
+    """
+    threads = threads or len(os.sched_getaffinity(0))
+    array = np.empty(BYTES // 4, dtype=np.float32)  # np.empty asks for huge pages
+    array.fill(1)  # a page never written reads as the one shared page of zeros
+    sizes = dict.fromkeys(REDUCTIONS, BYTES)
+    with ThreadPoolExecutor(threads) as pool:
+        parts = np.array_split(array, threads)
+        readers = {name: reader(function, parts, pool) for name, function in REDUCTIONS.items()}
+        if kernel is not None:
+            readers["kernel"], sizes["kernel"] = kernel, kernel_bytes
+        timings = interleaved(readers, rounds, pause=0, title="read bandwidth")
+    rates = {name: sizes[name] / min(timing.calls) for name, timing in timings.items()}
+    return rates | {"best": max(rates.values())}
+
+
+if __name__ == "__main__":
+    for name, rate in read_bandwidth().items():
+        print(f"{name}: {rate / 1e9:.1f} GB/s")

@@ -1,0 +1,98 @@
+"""ctranslate2 as a rival, step by step through the callback of its own decode loop."""
+
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from rivals import THREADS, Rival, Transformers
+
+
+class CTranslate2(Rival):
+    """generate_batch keeps its state only while it runs, so it runs in a thread of its own, and a step lets it go on.
+
+    Its callback gets each row's token as soon as the row is sampled; after the last row's it blocks until the next
+    step(). So a step is one whole turn of its own decode loop: forward, logits, argmax. The decode loop ends itself
+    only at a token past the vocabulary, that is never.
+    """
+
+    package = "ctranslate2"
+
+    def __init__(self, weights, heads, rows, room, weight_type="float32"):
+        import ctranslate2
+        from ctranslate2.converters.transformers import GPT2Loader
+
+        self.name, self.room = f"ctranslate2 {weight_type}", room
+        self.tolerance = {"float32": 1e-3, "int8": 0.1}[weight_type]
+        self.words = [f"t{i}" for i in range(weights["wte.weight"].shape[0])]
+        spec = GPT2Loader().get_model_spec(Transformers(weights, heads, rows, room).model)
+        spec.register_vocabulary(self.words)
+        spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = self.words[0]
+        spec.validate()
+        spec.optimize()  # compute_type quantizes at load; quantization= here would overwrite `weights`, which it shares
+        with tempfile.TemporaryDirectory() as folder:
+            spec.save(folder)
+            self.model = ctranslate2.Generator(
+                folder, device="cpu", compute_type=weight_type, inter_threads=1, intra_threads=THREADS
+            )
+        self.view = ctranslate2.StorageView
+        self.pool, self.run, self.stopped = ThreadPoolExecutor(1), None, False
+
+    def generate(self):
+        self.model.generate_batch(
+            [[self.words[token] for token in row] for row in self.rows],
+            include_prompt_in_result=False,
+            max_length=self.room - len(self.rows[0]),
+            end_token=[len(self.words)],
+            sampling_topk=1,
+            callback=self.sampled,
+        )
+
+    def sampled(self, result):
+        if not self.stopped:
+            self.fresh[result.batch_id] = result.token_id
+            if len(self.fresh) == len(self.rows):
+                self.done.release()
+                self.go.acquire()
+        return self.stopped
+
+    def turn(self):
+        self.done.acquire()
+        if self.run.done():
+            raise RuntimeError("ctranslate2 ended its generation") from self.run.exception()
+        self.last = [self.fresh[i] for i in range(len(self.rows))]
+        for row, token in zip(self.rows, self.last, strict=True):
+            row.append(token)
+
+    def start(self, prompts):
+        self.stop()
+        self.rows, self.fresh, self.stopped = [list(prompt) for prompt in prompts], {}, False
+        self.go, self.done = threading.Semaphore(0), threading.Semaphore(0)
+        self.run = self.pool.submit(self.generate)
+        self.run.add_done_callback(lambda _: self.done.release())
+        self.turn()
+
+    def step(self):
+        self.fresh.clear()
+        self.go.release()
+        self.turn()
+
+    def logits(self):
+        """Computed anew, and only after the generation has ended: the one worker does one thing at a time."""
+        self.stop()
+        rows = np.array([row[:-1] for row in self.rows], dtype=np.int32)
+        lengths = np.full(len(rows), rows.shape[1], dtype=np.int32)
+        view = self.view.from_array
+        return np.array(self.model.forward_batch(view(rows), view(lengths)))[:, -1]
+
+    def stop(self):
+        if self.run is not None:
+            self.stopped = True
+            self.go.release()
+            self.run.result()
+            self.run = None
+
+    def close(self):
+        self.stop()
+        self.pool.shutdown()
+        super().close()

@@ -1,0 +1,163 @@
+"""One random GPT-2 in other programs, behind one small interface; transformers is here, the reference of `check` too.
+
+Weights are a flat dict of float32 arrays under Hugging Face's names (matrices [in, out], the head tied to wte). All
+prompts of a batch have one length and differ in content; every sequence holds keys and values of its own.
+"""
+
+import inspect
+
+import numpy as np
+
+THREADS = 2
+
+
+class Rival:
+    """A loaded model with up to `rows` sequences of up to `room` tokens. A constructor raises ImportError if absent."""
+
+    name = ""
+    package = ""  # for pip
+    tolerance = 1e-3  # of `check`, in standard deviations of the logits
+    last = ()  # per row, the greedy token that the next step feeds
+
+    def start(self, prompts):
+        """Forget all sequences and prefill these; `last` is then each prompt's first greedy token."""
+        raise NotImplementedError
+
+    def step(self):
+        """Feed `last` to every row, compute every row's logits, and take the largest of each as the new `last`."""
+        raise NotImplementedError
+
+    def logits(self):  # -> [rows, vocabulary]
+        """The logits that chose `last`; for `check`, not timed."""
+        raise NotImplementedError
+
+    def close(self):
+        """Free the model and its caches."""
+        self.__dict__.clear()
+
+
+def layers_of(weights):
+    return 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("h."))
+
+
+class Transformers(Rival):
+    """GPT2LMHeadModel, sdpa, DynamicCache. Prompts are prefilled one at a time and the caches concatenated."""
+
+    name, package = "transformers f32", "transformers"
+
+    def __init__(self, weights, heads, rows, room):
+        import torch
+        import transformers
+
+        torch.set_num_threads(THREADS)
+        (vocabulary, width), positions = weights["wte.weight"].shape, weights["wpe.weight"].shape[0]
+        config = transformers.GPT2Config(
+            vocab_size=vocabulary,
+            n_positions=positions,
+            n_embd=width,
+            n_layer=layers_of(weights),
+            n_head=heads,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+
+        config._attn_implementation = "sdpa"
+        with torch.device("meta"):
+            self.model = transformers.GPT2LMHeadModel(config).eval()
+        tensors = {name: torch.from_numpy(array) for name, array in weights.items()}
+        self.model.transformer.load_state_dict(tensors, assign=True)  # shares memory with `weights`
+        self.model.lm_head.weight = self.model.transformer.wte.weight
+        self.torch, self.cache_type = torch, transformers.DynamicCache
+        known = inspect.signature(transformers.GPT2LMHeadModel.forward).parameters
+        self.cache_name = "cache" if "cache" in known else "past_key_values"  # renamed in 5.x
+
+    def forward(self, tokens, cache, keep=1):  # [rows, T] -> [rows, keep, vocabulary]
+        with self.torch.inference_mode():
+            ids = self.torch.tensor(tokens)
+            options = {self.cache_name: cache, "use_cache": cache is not None, "logits_to_keep": keep}
+            return self.model(ids, **options).logits
+
+    def start(self, prompts):
+        self.cache, caches, outs = None, [], []
+        for prompt in prompts:
+            caches.append(self.cache_type(config=self.model.config))
+            outs.append(self.forward([prompt], caches[-1]))
+        self.cache = caches[0] if len(caches) == 1 else self.joined(caches)
+        self.take(self.torch.cat(outs))
+
+    def joined(self, caches):
+        """One cache of all the rows; each layer's parts are freed as soon as they are copied."""
+        whole = self.cache_type(config=self.model.config)
+        for i in range(len(caches[0].layers)):
+            parts = [cache.layers[i] for cache in caches]
+            whole.update(self.torch.cat([p.keys for p in parts]), self.torch.cat([p.values for p in parts]), i)
+            for part in parts:
+                part.keys = part.values = None
+        return whole
+
+    def take(self, out):
+        self.out = out[:, -1]
+        self.last = self.out.argmax(-1).tolist()
+
+    def step(self):
+        self.take(self.forward([[token] for token in self.last], self.cache))
+
+    def logits(self):
+        return self.out.numpy()
+
+
+def random_weights(layers, width, vocabulary, positions, scale=None, seed=0):
+    """Normal weights; every matrix has the deviation `scale`, or 1 / sqrt(inputs), where attention weighs much more."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape):
+        deviation = scale or shape[0] ** -0.5
+        return rng.standard_normal(shape, dtype=np.float32) * np.float32(deviation)
+
+    weights = {"wte.weight": normal(vocabulary, width), "wpe.weight": normal(positions, width)}
+    sizes = {"attn.c_attn": (1, 3), "attn.c_proj": (1, 1), "mlp.c_fc": (1, 4), "mlp.c_proj": (4, 1)}
+    for i in range(layers):
+        for part, (rows, columns) in sizes.items():
+            weights[f"h.{i}.{part}.weight"] = normal(rows * width, columns * width)
+            weights[f"h.{i}.{part}.bias"] = normal(1, columns * width)[0] * np.float32(0.1)
+    for norm in [f"h.{i}.ln_{j}" for i in range(layers) for j in (1, 2)] + ["ln_f"]:
+        weights[f"{norm}.weight"] = 1 + normal(1, width)[0] * np.float32(0.1)
+        weights[f"{norm}.bias"] = normal(1, width)[0] * np.float32(0.1)
+    return weights
+
+
+def check(rival, reference, prompts, steps=8):
+    """Decode greedily and compare with transformers; returns (shortfall, error), raises ValueError beyond tolerance.
+
+    Both in standard deviations of the logits: by how much the reference's logit of a chosen token at most falls short
+    of the reference's largest (0 is the same choice; a random token's is about 3), and the rms error of the last logits.
+    """
+    rows = [list(prompt) for prompt in prompts]
+    rival.start(prompts)
+    for _ in range(steps):
+        for row, token in zip(rows, rival.last, strict=True):
+            row.append(int(token))
+        rival.step()
+    kept = reference.forward(rows, None, keep=steps + 1).numpy()
+    chosen = np.concatenate([np.array(rows)[:, -steps:], np.array(rival.last)[:, None]], axis=1)
+    shortfall = (kept.max(-1) - np.take_along_axis(kept, chosen[..., None], -1)[..., 0]).max() / kept.std()
+    error = np.sqrt(np.mean((np.asarray(rival.logits()) - kept[:, -1]) ** 2)) / kept.std()
+    if not max(shortfall, error) <= rival.tolerance:
+        raise ValueError(f"{rival.name} disagrees with transformers: tokens by {shortfall:.2g}, logits by {error:.2g}")
+    return float(shortfall), float(error)
+
+
+def opened(kind, weights, heads, rows, room, **options):
+    """A rival that has passed `check` on a small model of the same head size; None, and one line, if there is none."""
+    small = random_weights(2, 128, 1000, 256)
+    prompts = np.random.default_rng(1).integers(0, 1000, size=(3, 70)).tolist()
+    try:
+        probe = kind(small, 2, 3, 128, **options)
+        check(probe, Transformers(small, 2, 3, 128), prompts)
+        probe.close()
+        return kind(weights, heads, rows, room, **options)
+    except ImportError as error:
+        print(f"{kind.__name__} skipped: pip install {kind.package} ({error})")
+    except ValueError as error:
+        print(f"{kind.__name__} refused: {error}")
+    return None

@@ -48,9 +48,9 @@ def write_gguf(path, weights, layers, heads, kind):
     writer.add_tokenizer_model("no_vocab")
     writer.add_vocab_size(weights["wte.weight"].shape[0])
     for name, array in weights.items():
-        array = np.ascontiguousarray(array.T if ".c_" in name and array.ndim == 2 else array)
+        rows = np.ascontiguousarray(array.T if ".c_" in name and array.ndim == 2 else array)
         stored = TYPES[kind] if is_quantized(name) else gguf.GGMLQuantizationType.F32
-        writer.add_tensor(translated(name), gguf.quants.quantize(array, stored), raw_dtype=stored)
+        writer.add_tensor(translated(name), gguf.quants.quantize(rows, stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

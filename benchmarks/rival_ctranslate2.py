@@ -2,7 +2,6 @@
 
 import tempfile
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from rivals import THREADS, Rival, Transformers
@@ -36,40 +35,47 @@ class CTranslate2(Rival):
                 folder, device="cpu", compute_type=weight_type, inter_threads=1, intra_threads=THREADS
             )
         self.view = ctranslate2.StorageView
-        self.pool, self.run, self.stopped = ThreadPoolExecutor(1), None, False
+        self.thread, self.error, self.stopped = None, None, False
 
     def generate(self):
-        self.model.generate_batch(
-            [[self.words[token] for token in row] for row in self.rows],
-            include_prompt_in_result=False,
-            max_length=self.room - len(self.rows[0]),
-            end_token=[len(self.words)],
-            sampling_topk=1,
-            callback=self.sampled,
-        )
+        try:
+            self.model.generate_batch(
+                [[self.words[token] for token in row] for row in self.rows],
+                include_prompt_in_result=False,
+                max_length=self.room - len(self.rows[0]),
+                end_token=[len(self.words)],
+                sampling_topk=1,
+                callback=self.sampled,
+            )
+        except Exception as error:  # step() raises it
+            self.error = error
+        self.ended = True
+        self.done.release()
 
     def sampled(self, result):
-        if not self.stopped:
-            self.fresh[result.batch_id] = result.token_id
-            if len(self.fresh) == len(self.rows):
-                self.done.release()
-                self.go.acquire()
+        """The callback: keep the token; after the last row's, wait for step(), stop(), or the end of the program."""
+        self.fresh[result.batch_id] = result.token_id
+        if not self.stopped and len(self.fresh) == len(self.rows):
+            self.done.release()
+            while not self.go.acquire(timeout=1) and threading.main_thread().is_alive():
+                pass
+            self.stopped = self.stopped or not threading.main_thread().is_alive()
         return self.stopped
 
     def turn(self):
         self.done.acquire()
-        if self.run.done():
-            raise RuntimeError("ctranslate2 ended its generation") from self.run.exception()
+        if self.ended:
+            raise RuntimeError("ctranslate2 ended its generation") from self.error
         self.last = [self.fresh[i] for i in range(len(self.rows))]
         for row, token in zip(self.rows, self.last, strict=True):
             row.append(token)
 
     def start(self, prompts):
         self.stop()
-        self.rows, self.fresh, self.stopped = [list(prompt) for prompt in prompts], {}, False
+        self.rows, self.fresh, self.stopped, self.ended = [list(prompt) for prompt in prompts], {}, False, False
         self.go, self.done = threading.Semaphore(0), threading.Semaphore(0)
-        self.run = self.pool.submit(self.generate)
-        self.run.add_done_callback(lambda _: self.done.release())
+        self.thread = threading.Thread(target=self.generate)
+        self.thread.start()
         self.turn()
 
     def step(self):
@@ -86,13 +92,12 @@ class CTranslate2(Rival):
         return np.array(self.model.forward_batch(view(rows), view(lengths)))[:, -1]
 
     def stop(self):
-        if self.run is not None:
+        if self.thread is not None:
             self.stopped = True
             self.go.release()
-            self.run.result()
-            self.run = None
+            self.thread.join()
+            self.thread = None
 
     def close(self):
         self.stop()
-        self.pool.shutdown()
         super().close()

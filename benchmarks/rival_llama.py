@@ -9,7 +9,11 @@ from rivals import THREADS, Rival, layers_of
 
 
 class LlamaCpp(Rival):
-    """Weights f32, f16 or q8_0, keys and values likewise (q8_0 values need flash attention).
+    """Weights f32, f16 or q8_0, keys and values likewise.
+
+    Flash attention computes in float16: over float32 keys and values it first copies the whole cache to float16, every
+    step, which is slower and is not float32. So `flash` is off for f32 unless told otherwise, and on for the others
+    (values in q8_0 need it).
 
     Without `unified`, each sequence has a stream of its own and attends to its own cells only; with it, all share one
     buffer and each row scores, and masks, everybody's cells.
@@ -17,12 +21,12 @@ class LlamaCpp(Rival):
 
     package = "llama-cpp-python gguf"
 
-    def __init__(self, weights, heads, rows, room, weight_type="f32", kv="f32", flash=True, unified=False, ubatch=512):
+    def __init__(self, weights, heads, rows, room, weight_type="f32", kv="f32", flash=None, unified=False, ubatch=512):
         import llama_cpp
         from gguf_file import write_gguf
 
         self.name = f"llama.cpp {weight_type}, kv {kv}"
-        # Its gelu is a table of float16 and its flash attention has float16 inside, even where all storage is float32.
+        # Its gelu is a table of float16 even where all storage is float32.
         self.tolerance = max({"f32": 5e-3, "f16": 0.02, "q8_0": 0.1}[kind] for kind in (weight_type, kv))
         self.c, self.vocabulary, self.room = llama_cpp, weights["wte.weight"].shape[0], room
         self.quiet = llama_cpp.llama_log_callback(lambda *_: None)
@@ -34,15 +38,16 @@ class LlamaCpp(Rival):
             parameters = llama_cpp.llama_model_default_params()
             parameters.use_mmap = False
             self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
+        flash = kv != "f32" if flash is None else flash
         self.context = llama_cpp.llama_init_from_model(
             self.model, self.parameters(rows, room, kv, flash, unified, ubatch)
         )
         if not self.context:
             raise ValueError(f"{self.name}: no context with these options")
-        self.batch = llama_cpp.llama_batch_init(room, 0, 1)
+        self.batch = llama_cpp.llama_batch_init(max(room, rows), 0, 1)
 
     def parameters(self, rows, room, kv, flash, unified, ubatch):
-        stored = {"f32": 0, "f16": self.c.GGML_TYPE_F16, "q8_0": self.c.GGML_TYPE_Q8_0}[kv]
+        stored = {"f32": self.c.GGML_TYPE_F32, "f16": self.c.GGML_TYPE_F16, "q8_0": self.c.GGML_TYPE_Q8_0}[kv]
         p = self.c.llama_context_default_params()
         p.n_ctx, p.n_seq_max, p.n_batch, p.n_ubatch = rows * -(-room // 256) * 256, rows, max(room, rows), ubatch
         p.n_threads = p.n_threads_batch = THREADS

@@ -4,6 +4,7 @@ Weights are a flat dict of float32 arrays under Hugging Face's names (matrices [
 prompts of a batch have one length and differ in content; every sequence holds keys and values of its own.
 """
 
+import contextlib
 import inspect
 
 import numpy as np
@@ -60,7 +61,6 @@ class Transformers(Rival):
             bos_token_id=None,
             eos_token_id=None,
         )
-
         config._attn_implementation = "sdpa"
         with torch.device("meta"):
             self.model = transformers.GPT2LMHeadModel(config).eval()
@@ -129,8 +129,9 @@ def random_weights(layers, width, vocabulary, positions, scale=None, seed=0):
 def check(rival, reference, prompts, steps=8):
     """Decode greedily and compare with transformers; returns (shortfall, error), raises ValueError beyond tolerance.
 
-    Both in standard deviations of the logits: by how much the reference's logit of a chosen token at most falls short
-    of the reference's largest (0 is the same choice; a random token's is about 3), and the rms error of the last logits.
+    Both in standard deviations of the logits. The shortfall: by how much the reference's logit of a chosen token at
+    most lies below the reference's largest; 0 is the same choice, a random token's is about 3. The error: rms, of the
+    last logits.
     """
     rows = [list(prompt) for prompt in prompts]
     rival.start(prompts)
@@ -152,12 +153,11 @@ def opened(kind, weights, heads, rows, room, **options):
     small = random_weights(2, 128, 1000, 256)
     prompts = np.random.default_rng(1).integers(0, 1000, size=(3, 70)).tolist()
     try:
-        probe = kind(small, 2, 3, 128, **options)
-        check(probe, Transformers(small, 2, 3, 128), prompts)
-        probe.close()
+        with contextlib.closing(kind(small, 2, 3, 128, **options)) as probe:
+            check(probe, Transformers(small, 2, 3, 128), prompts)
         return kind(weights, heads, rows, room, **options)
     except ImportError as error:
         print(f"{kind.__name__} skipped: pip install {kind.package} ({error})")
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         print(f"{kind.__name__} refused: {error}")
     return None

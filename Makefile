@@ -1,8 +1,15 @@
 # Each target makes .venv and installs the project into it. PYTHON is the interpreter that .venv is made with.
 PYTHON ?= python3
 RUN := .venv/bin
-ASAN := -g -fsanitize=address,undefined -fno-sanitize-recover=undefined
-.PHONY: demo test lint bench mutants asan clean
+# asan, tsan and baseline build and test a copy. TSan's runtime is GCC's, as it can be preloaded; archer is LLVM's.
+COPY = rm -rf build/$@ && mkdir -p build/$@ && cp -r dcp_ref csrc tests *.py *.toml *.md LICENSE build/$@ && \
+  rm -f build/$@/dcp_ref/_native*.so && cd build/$@ &&
+BUILD := $(CURDIR)/$(RUN)/python setup.py -q build_ext --inplace
+PYTEST := HYPOTHESIS_PROFILE=ci $(CURDIR)/$(RUN)/python -m pytest --capture=sys
+THREADED := $(patsubst %,tests/test_%.py,kernels invariance cache threads)
+NATIVE := $(THREADED) $(patsubst %,tests/test_%.py,slots native block cache_memory cache_policies engine theorem \
+  theorem_storage memory)
+.PHONY: demo test lint bench mutants asan tsan baseline clean
 
 demo: .venv/run
 	$(RUN)/dcp-ref generate "The old man looked at the sea" --model tiny
@@ -20,12 +27,19 @@ mutants: .venv/test
 	$(RUN)/python tests/mutants.py
 
 asan: .venv/test
-	rm -rf build/asan && mkdir -p build/asan
-	cp -r dcp_ref csrc tests *.py *.toml README.md LICENSE build/asan && rm -f build/asan/dcp_ref/_native*.so
-	cd build/asan && CFLAGS="$(ASAN)" $(CURDIR)/$(RUN)/python setup.py -q build_ext --inplace
-	cd build/asan && ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=8 \
-	  LD_PRELOAD=$$(gcc -print-file-name=libasan.so) $(CURDIR)/$(RUN)/python -m pytest tests/test_cache.py tests/test_native.py tests/test_slots.py \
-	  tests/test_engine.py tests/test_theorem.py
+	$(COPY) CFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=undefined" $(BUILD)
+	cd build/$@ && ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=8 \
+	  LD_PRELOAD=$$(gcc -print-file-name=libasan.so) $(PYTEST) $(NATIVE)
+
+tsan: .venv/test
+	$(COPY) CC=clang LDSHARED="clang -shared" CFLAGS="-g -fsanitize=thread" $(BUILD)
+	cd build/$@ && OMP_TOOL_LIBRARIES=$$(clang -print-resource-dir)/../../libarcher.so \
+	  TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1 OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=4 \
+	  LD_PRELOAD=$$(readlink -f $$(gcc -print-file-name=libtsan.so)) $(PYTEST) -k "not child and not started" $(THREADED)
+
+baseline: .venv/test
+	$(COPY) CFLAGS=-DDCP_BASELINE $(BUILD)
+	cd build/$@ && $(PYTEST) $(THREADED)
 
 .venv/%: pyproject.toml setup.py build_dcp.py $(wildcard csrc/*)
 	test -d .venv || $(PYTHON) -m venv .venv

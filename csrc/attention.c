@@ -1,202 +1,417 @@
-/* attention.c - a step of one layer as named passes: score, drop, insert, attend. */
+/* attention.c - a step of one layer as named passes: judge, store, attend. */
 
-#include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+#include "common.h"
 
-#include "dcp.h"
-
-/* The passes are compiled once per instruction set, and the loader picks; where that is not to be had, once. */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)
-#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define CLONES
-#endif
-/* What a pass calls must be inlined into each of its clones. */
-#define INLINE static inline __attribute__((always_inline))
-
-const char *dcp_simd_level(void)
-{
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__)
-    if (__builtin_cpu_supports("x86-64-v4"))
-        return "avx512f";
-    if (__builtin_cpu_supports("x86-64-v3"))
-        return "avx2";
-#endif
-    return "baseline";
-}
-
-/* a . b, in 16 sums side by side: the compiler may not reorder one sum, but it keeps 16 of them in vectors. */
-INLINE float dot(const float *restrict a, const float *restrict b, size_t n)
-{
-    float lane[16] = {0}, sum = 0;
-    size_t i = 0;
-    for (; i + 16 <= n; i += 16)
-        for (size_t j = 0; j < 16; j++)
-            lane[j] += a[i + j] * b[i + j];
-    for (size_t j = 0; j < 16; j++)
-        sum += lane[j];
-    for (; i < n; i++)
-        sum += a[i] * b[i];
-    return sum;
-}
-
-/* ---- score ---- */
-
-CLONES void dcp_score(float *restrict s, const float *restrict q_int, const dcp_cache *cache, const dcp_slots *slots,
-                      float beta)
-{
-    const size_t r = cache->rank;
-    const float scale = 1 / sqrtf((float)r);
-    for (size_t p = 0; p < slots->pages; p++)
-        for (uint64_t bits = slots->bitmap[p]; bits; bits &= bits - 1) {
-            size_t slot = (size_t)__builtin_ctzll(bits);
-            const float *k_int = slots->page[p] + cache->k_int_at + slot * r;
-            s[p * cache->pool.page_slots + slot] = dot(q_int, k_int, r) * scale + beta;
-        }
-}
-
-/* ---- drop ---- */
-
-/* How far a step has got in the pairs (row, position) that it reports, and in those that it inherits. */
+/* The rows of one sequence that a round takes. */
 typedef struct {
-    int32_t (*dropped)[2];
-    size_t n_dropped, n_inherited;
-} drop_log;
+    const dcp_block *block;
+    dcp_cache *cache;
+    dcp_slots *slots;
+    size_t row, rows;   /* of the block: the first, and how many */
+    size_t *slot_of;    /* [rows]: where each row's own token goes */
+    uint32_t *live;     /* [rows, list_pages]: the bitmaps in force for each row */
+    int32_t *dropped;   /* [n_dropped, 2]: the sequence's own pairs (row, position) */
+    size_t n_dropped;
+    size_t n_inherited; /* the block's pairs that earlier rows have inherited */
+} dcp_part;
 
-/* Frees a live slot and reports its token, positions ascending within the row. */
-static void drop(drop_log *drops, const dcp_cache *cache, dcp_slots *slots, size_t p, size_t slot, size_t row)
+/* cache->round: a part a sequence, then slot_of and live of all their rows. */
+size_t dcp_round_bytes(const dcp_cache *cache, const size_t *count, size_t batch)
 {
-    const int32_t pair[2] = {(int32_t)row, dcp_position(cache, slots->page[p], slot)};
-    size_t i = drops->n_dropped++;
-    for (; i > 0 && drops->dropped[i - 1][0] == pair[0] && drops->dropped[i - 1][1] > pair[1]; i--)
-        memcpy(drops->dropped[i], drops->dropped[i - 1], sizeof pair);
-    memcpy(drops->dropped[i], pair, sizeof pair);
-    dcp_slot_drop(slots, p * cache->pool.page_slots + slot, cache->pool.page_slots);
+    size_t rows = 0;
+    for (size_t b = 0; b < batch; b++)
+        rows += count[b] < DCP_ROUND_ROWS ? count[b] : DCP_ROUND_ROWS;
+    return batch * sizeof(dcp_part) + rows * (sizeof(size_t) + cache->list_pages * sizeof(uint32_t));
 }
 
-/* Inherited drop pass: the row's tokens that the layer before dropped, where this layer still has them. */
-static void drop_inherited(drop_log *drops, const dcp_cache *cache, dcp_slots *slots, const dcp_block *block, size_t row)
+/* Row `row` of a part of page p, as floats. */
+static float *lanes(const dcp_part *part, size_t p, int of, size_t row)
 {
-    for (; drops->n_inherited < block->pairs; drops->n_inherited++) {
-        const int32_t *pair = block->inherited + 2 * drops->n_inherited;
-        if (pair[0] > (int32_t)row)
-            return;
-        for (size_t p = 0; p < slots->pages; p++)
-            for (uint64_t bits = slots->bitmap[p]; bits; bits &= bits - 1) {
-                size_t slot = (size_t)__builtin_ctzll(bits);
-                if (dcp_position(cache, slots->page[p], slot) == pair[1])
-                    drop(drops, cache, slots, p, slot, row);
-            }
+    return (float *)(void *)(part->slots->page[p] + part->cache->part[of].at) + row * DCP_LANES;
+}
+
+/* The position of the token in the lowest of these slots. */
+static int32_t position_in(const dcp_part *part, size_t p, uint32_t bits)
+{
+    return dcp_positions(part->cache, part->slots->page[p])[__builtin_ctz(bits)];
+}
+
+/* The slots of page p that are live for any of the rows i .. i + rows - 1. */
+static uint32_t any_live(const dcp_part *part, size_t i, size_t p, size_t rows)
+{
+    uint32_t bits = 0;
+    for (size_t r = i; r < i + rows; r++)
+        bits |= part->live[r * part->cache->list_pages + p];
+    return bits;
+}
+
+/* ---- judge: what each row drops ---- */
+
+/* Clears these bits of page p in the row's bitmaps and reports their tokens, positions ascending within the row. */
+static void drop(dcp_part *part, uint32_t *live, size_t p, uint32_t bits, size_t row)
+{
+    live[p] &= ~bits;
+    for (; bits; bits &= bits - 1) {
+        const int32_t new[2] = {(int32_t)row, position_in(part, p, bits)};
+        int32_t *pair = part->dropped + 2 * part->n_dropped++;
+        for (; pair > part->dropped && pair[-2] == new[0] && pair[-1] > new[1]; pair -= 2)
+            memcpy(pair, pair - 2, sizeof new);
+        memcpy(pair, new, sizeof new);
     }
 }
 
-/* Learned drop pass: every live token but those with s > 0, so that a tie and a NaN drop. */
-static void drop_scored(drop_log *drops, const dcp_cache *cache, dcp_slots *slots, const float *s, size_t row)
+/* The tokens that the layer before dropped at this row, where this layer still has them. */
+static void drop_inherited(dcp_part *part, uint32_t *live, size_t row)
 {
-    for (size_t p = 0; p < slots->pages; p++)
-        for (uint64_t bits = slots->bitmap[p]; bits; bits &= bits - 1) {
-            size_t slot = (size_t)__builtin_ctzll(bits);
-            if (!(s[p * cache->pool.page_slots + slot] > 0))
-                drop(drops, cache, slots, p, slot, row);
+    for (; part->n_inherited < part->block->pairs; part->n_inherited++) {
+        const int32_t *pair = part->block->inherited + 2 * part->n_inherited;
+        if (pair[0] > (int32_t)row)
+            return;
+        for (size_t p = 0; p < part->slots->pages && pair[0] == (int32_t)row; p++)
+            for (uint32_t bits = live[p]; bits; bits &= bits - 1)
+                if (position_in(part, p, bits) == pair[1])
+                    drop(part, live, p, bits & -bits, row);
+    }
+}
+
+/* Every live token but those with s > 0, so that a tie and a NaN drop; s = row r of products * scale + beta. */
+static void drop_scored(dcp_part *part, uint32_t *live, dcp_tile *products, size_t r, size_t row)
+{
+    const float scale = 1 / sqrtf((float)part->cache->rank), beta = part->block->beta;
+    for (size_t p = 0; p < part->slots->pages; p++) {
+        uint32_t keep = 0;
+        for (size_t j = 0; j < DCP_LANES; j++)
+            keep |= (uint32_t)(products[p][r][j] * scale + beta > 0) << j;
+        drop(part, live, p, live[p] & ~keep, row);
+    }
+}
+
+/* The live slots of page p whose tokens are beyond the window of position i, and not safe by their own position. */
+static uint32_t unsafe(const dcp_part *part, size_t p, const uint32_t *live, size_t i)
+{
+    const dcp_policy *policy = &part->cache->policy;
+    uint32_t result = 0;
+    for (uint32_t bits = live[p]; bits; bits &= bits - 1) {
+        const size_t j = (size_t)position_in(part, p, bits);
+        if (i - j >= policy->window && j >= policy->first && (policy->stride == 0 || j % policy->stride != 0))
+            result |= bits & -bits;
+    }
+    return result;
+}
+
+/* The tokens that are not safe by their position; by_attention the one with the least attention over all heads, the
+ * earliest of equals, until `heavy` are left. */
+static void drop_unsafe(dcp_part *part, uint32_t *live, size_t i, size_t row)
+{
+    const dcp_policy *policy = &part->cache->policy;
+    for (size_t p = 0; p < part->slots->pages && !policy->by_attention; p++)
+        drop(part, live, p, unsafe(part, p, live, i), row);
+    for (size_t candidates = policy->heavy + 1; policy->by_attention && candidates > policy->heavy;) {
+        size_t page = 0;
+        uint32_t bit = 0;
+        float least = 0;
+        candidates = 0;
+        for (size_t p = 0; p < part->slots->pages; p++)
+            for (uint32_t bits = unsafe(part, p, live, i); bits; bits &= bits - 1) {
+                float total = 0;
+                for (size_t h = 0; h < part->cache->heads; h++)
+                    total += lanes(part, p, DCP_SUMS, h)[__builtin_ctz(bits)];
+                if (candidates++ == 0 || total < least ||
+                    (total == least && position_in(part, p, bits) < position_in(part, page, bit)))
+                    least = total, page = p, bit = bits & -bits;
+            }
+        if (candidates > policy->heavy)
+            drop(part, live, page, bit, row);
+    }
+}
+
+/* Gives row i's token a slot; what the judging of rows reads of it is written now, keys and values later. */
+static void insert(const dcp_part *part, size_t i)
+{
+    const size_t slot = part->slot_of[i] = dcp_slot_take(part->slots, &part->cache->pool);
+    const size_t p = slot / part->cache->pool.page_slots, lane = slot % part->cache->pool.page_slots;
+    dcp_positions(part->cache, part->slots->page[p])[lane] = (int32_t)part->slots->seen++;
+    for (size_t c = 0; c < part->cache->rank; c++)
+        lanes(part, p, DCP_K_INT, c)[lane] = part->block->k_int[(part->row + i) * part->block->int_stride + c];
+    for (size_t h = 0; h < part->cache->part[DCP_SUMS].rows; h++)
+        lanes(part, p, DCP_SUMS, h)[lane] = 0;
+}
+
+/* Works out which slots are live for each row, a row after the other. A single row's token takes a slot after the drops,
+ * perhaps a dropped one's; those of many rows before: then slots of later rows are dead, and none is free within. */
+static void judge(dcp_part *part, dcp_tile *scores)
+{
+    const dcp_cache *cache = part->cache;
+    const size_t list = cache->list_pages, seen = part->slots->seen, stride = part->block->int_stride;
+    uint32_t *live = part->live;
+    memset(live, 0, list * sizeof *live);
+    memcpy(live, part->slots->bitmap, part->slots->pages * sizeof *live);
+    for (size_t i = 0; i < part->rows && part->rows > 1; i++)
+        insert(part, i);
+    for (size_t i = 0, tile = 0, end = 0; i < part->rows; i++, live += list) {
+        const size_t row = part->row + i;
+        if (cache->rank > 0 && i == end) {
+            tile = i;
+            end += tile_rows(part->rows - i);
+            for (size_t p = 0; p < part->slots->pages; p++)
+                dcp_multiply(scores[p], part->block->q_int + row * stride, stride, lanes(part, p, DCP_K_INT, 0),
+                             cache->rank, DCP_FLOAT32, end - tile);
         }
+        if (i > 0)
+            memcpy(live, live - list, list * sizeof *live);
+        drop_inherited(part, live, row);
+        if (cache->rank > 0)
+            drop_scored(part, live, scores, i - tile, row);
+        if (cache->policy.window > 0)
+            drop_unsafe(part, live, seen + i, row);
+        if (part->rows == 1) {
+            dcp_slots_keep(part->slots, live);
+            insert(part, i);
+        }
+        live[part->slot_of[i] / cache->pool.page_slots] |= UINT32_C(1) << part->slot_of[i] % cache->pool.page_slots;
+    }
+}
+
+/* ---- store: one head's keys and values of the new tokens, in the bits that the cache keeps ---- */
+
+/* The half float nearest to x, even among two; beyond the largest, the largest. */
+static uint16_t half(float x)
+{
+    const float size = fabsf(x) < 65504 ? fabsf(x) : 65504, shifted = size * 0x1p24f + 0x1p23f;
+    uint32_t bits, sign, small;
+    memcpy(&bits, &size, sizeof bits);
+    memcpy(&sign, &x, sizeof sign);
+    memcpy(&small, &shifted, sizeof small); /* below 2^-14 halves are multiples of 2^-24: counted in the low bits */
+    bits = ((bits + 0xfff + (bits >> 13 & 1)) >> 13) - (112u << 10);
+    return (uint16_t)((size < 0x1p-14f ? small - 0x4b000000u : bits) | (sign >> 16 & 0x8000u));
+}
+
+/* What the int8 numbers of a head are multiples of: max |x| / 127; NaN where there is a NaN. */
+static float int8_scale(const float *x, size_t n, float *inverse)
+{
+    float max = 0;
+    for (size_t d = 0; d < n; d++)
+        max = fabsf(x[d]) > max || x[d] != x[d] ? fabsf(x[d]) : max;
+    *inverse = max < 0x1p-120f ? 0 : 127 / max; /* so small that 127 / max could overflow */
+    return max / 127;
+}
+
+/* Number j of row k of a panel = x; for int8, times `inverse`. */
+INLINE void put(unsigned char *panel, size_t k, size_t j, float x, int kv, float inverse)
+{
+    unsigned char *at = panel + offset(k, j, kv);
+    const float n = kv == DCP_INT8 ? rintf(x * inverse) : 0;
+    if (kv == DCP_FLOAT32)
+        memcpy(at, &x, sizeof x);
+    else if (kv == DCP_FLOAT16)
+        memcpy(at, &(uint16_t){half(x)}, sizeof(uint16_t));
+    else
+        *at = (unsigned char)(int8_t)(n != n ? 0 : n > 127 ? 127 : n < -127 ? -127 : n);
+}
+
+INLINE void store(const dcp_part *part, size_t i, size_t h, int kv)
+{
+    const dcp_cache *cache = part->cache;
+    const size_t D = cache->head_dim, n = cache->pool.page_slots, p = part->slot_of[i] / n, slot = part->slot_of[i] % n;
+    const float *k = part->block->k + (part->row + i) * part->block->stride + h * D;
+    const float *v = part->block->v + (part->row + i) * part->block->stride + h * D;
+    unsigned char *keys = part->slots->page[p] + cache->part[DCP_K].at + h * panel_bytes(D, kv);
+    unsigned char *values = part->slots->page[p] + cache->v_at + h * cache->v_panels * panel_bytes(n, kv);
+    float k_inverse = 0, v_inverse = 0;
+    if (kv == DCP_INT8) {
+        lanes(part, p, DCP_K_SCALE, h)[slot] = int8_scale(k, D, &k_inverse);
+        lanes(part, p, DCP_V_SCALE, h)[slot] = int8_scale(v, D, &v_inverse);
+    }
+    for (size_t d = 0; d < D; d++)
+        put(keys, d, slot, k[d], kv, k_inverse);
+    for (size_t d = 0; d < D; d++)
+        put(values + d / DCP_LANES * panel_bytes(n, kv), slot, d % DCP_LANES, v[d], kv, v_inverse);
 }
 
 /* ---- attend ---- */
 
-/* weights[h, n] = scale * q_h . k_n,h, where n counts the live slots in order. */
-INLINE void attend_scores(float *restrict weights, const float *restrict q, const dcp_cache *cache,
-                          const dcp_slots *slots, float scale)
+/* w[p][r] = e^(scale * q k - max) over the live slots of row i + r, 0 elsewhere; returns their sum. Lane by lane: then
+ * the compiler does many at once. Adds weights to the sums of attention; takes in scales of int8 keys and values. */
+CLONES float dcp_softmax(dcp_tile *w, size_t r, const dcp_part *part, size_t i, size_t h)
 {
-    const size_t C = cache->channels, H = cache->heads, D = C / H, N = slots->live;
-    size_t n = 0;
-    for (size_t p = 0; p < slots->pages; p++)
-        for (uint64_t bits = slots->bitmap[p]; bits; bits &= bits - 1, n++) {
-            const float *k = slots->page[p] + C * (size_t)__builtin_ctzll(bits);
-            for (size_t h = 0; h < H; h++)
-                weights[h * N + n] = scale * dot(q + h * D, k + h * D, D);
+    const uint32_t *live = part->live + (i + r) * part->cache->list_pages;
+    const size_t pages = part->slots->pages;
+    const int int8 = part->cache->kv == DCP_INT8, by_attention = part->cache->policy.by_attention;
+    const float scale = part->block->scale;
+    float max[DCP_LANES], sum[DCP_LANES] = {0};
+    for (size_t j = 0; j < DCP_LANES; j++)
+        max[j] = -INFINITY;
+    for (size_t p = 0; p < pages; p++) {
+        const float *k_scale = lanes(part, p, DCP_K_SCALE, h);
+        for (size_t j = 0; j < DCP_LANES; j++) {
+            const float s = live[p] >> j & 1 ? scale * w[p][r][j] * (int8 ? k_scale[j] : 1) : -INFINITY;
+            w[p][r][j] = s;
+            max[j] = s > max[j] ? s : max[j];
         }
-}
-
-/* weights[n] = exp(weights[n] - max) / sum */
-INLINE void attend_softmax(float *weights, size_t N)
-{
-    float max = -INFINITY, sum = 0;
-    for (size_t n = 0; n < N; n++)
-        max = weights[n] > max ? weights[n] : max;
-    for (size_t n = 0; n < N; n++)
-        sum += weights[n] = expf(weights[n] - max);
-    for (size_t n = 0; n < N; n++)
-        weights[n] /= sum;
-}
-
-/* out_h = sum over live slots n of weights[h, n] * v_n,h */
-INLINE void attend_values(float *restrict out, const float *restrict weights, const dcp_cache *cache,
-                          const dcp_slots *slots)
-{
-    const size_t C = cache->channels, H = cache->heads, D = C / H, N = slots->live;
-    size_t n = 0;
-    memset(out, 0, C * sizeof(float));
-    for (size_t p = 0; p < slots->pages; p++)
-        for (uint64_t bits = slots->bitmap[p]; bits; bits &= bits - 1, n++) {
-            const float *v = slots->page[p] + cache->v_at + C * (size_t)__builtin_ctzll(bits);
-            for (size_t h = 0; h < H; h++)
-                for (size_t d = h * D; d < (h + 1) * D; d++)
-                    out[d] += weights[h * N + n] * v[d];
-        }
-}
-
-CLONES void dcp_attend(float *restrict out, float *restrict weights, const float *restrict q, const dcp_cache *cache,
-                       const dcp_slots *slots, float scale)
-{
-    attend_scores(weights, q, cache, slots, scale);
-    for (size_t h = 0; h < cache->heads; h++)
-        attend_softmax(weights + h * slots->live, slots->live);
-    attend_values(out, weights, cache, slots);
-}
-
-/* ---- all of it, row by row ---- */
-
-/* The rows first .. end-1 of the block, which are all those of one sequence. */
-static void step_sequence(float *out, drop_log *drops, dcp_cache *cache, dcp_slots *slots, const dcp_block *block,
-                          size_t first, size_t end)
-{
-    const size_t C = cache->channels, r = cache->rank;
-    for (size_t row = first; row < end; row++) {
-        drop_inherited(drops, cache, slots, block, row);
-        if (r > 0) {
-            dcp_score(cache->scratch, block->q_int + row * r, cache, slots, block->beta);
-            drop_scored(drops, cache, slots, cache->scratch, row);
-        }
-        dcp_insert(cache, slots, block->k + row * C, block->v + row * C, r > 0 ? block->k_int + row * r : NULL);
-        dcp_attend(out + row * C, cache->scratch, block->q + row * C, cache, slots, block->scale);
     }
-    dcp_compact(cache, slots);
+    for (size_t n = DCP_LANES / 2; n > 0; n /= 2)
+        for (size_t j = 0; j < n; j++)
+            max[j] = max[j + n] > max[j] ? max[j + n] : max[j];
+    for (size_t p = 0; p < pages; p++)
+        for (size_t j = 0; j < DCP_LANES; j++)
+            sum[j] += w[p][r][j] = exp_(w[p][r][j] - max[0]);
+    for (size_t n = DCP_LANES / 2; n > 0; n /= 2)
+        for (size_t j = 0; j < n; j++)
+            sum[j] += sum[j + n];
+    for (size_t p = 0; p < pages && (by_attention || int8); p++) {
+        float *restrict sums = lanes(part, p, DCP_SUMS, h), *restrict v_scale = lanes(part, p, DCP_V_SCALE, h);
+        for (size_t j = 0; j < DCP_LANES && by_attention; j++)
+            sums[j] += w[p][r][j] / sum[0];
+        for (size_t j = 0; j < DCP_LANES && int8; j++)
+            w[p][r][j] *= live[p] >> j & 1 ? v_scale[j] : 0;
+    }
+    return sum[0];
 }
+
+/* Some heads of a part; the thread's scratch: for each head of the model a tile a page, one a v_panel, rows' totals. */
+typedef struct {
+    const dcp_part *part;
+    size_t first, end;
+    dcp_tile *w, *sum;
+    float *total;
+} dcp_task;
+
+/* Attends for rows i .. i + rows - 1 of the part. Pages are read from their start on, as memory likes it: of all these
+ * heads the keys; then, page after page again, the values. */
+static void attend_rows(float *out, const dcp_task *task, size_t i, size_t rows)
+{
+    const dcp_part *part = task->part;
+    const dcp_cache *cache = part->cache;
+    const size_t D = cache->head_dim, list = cache->list_pages, panels = cache->v_panels, stride = part->block->stride;
+    const size_t k_bytes = panel_bytes(D, cache->kv), v_bytes = panel_bytes(cache->pool.page_slots, cache->kv);
+    const float *q = part->block->q + (part->row + i) * stride;
+    for (size_t p = 0; p < part->slots->pages; p++)
+        for (size_t h = task->first; any_live(part, i, p, rows) && h < task->end; h++)
+            dcp_multiply(task->w[h * list + p], q + h * D, stride,
+                         part->slots->page[p] + cache->part[DCP_K].at + h * k_bytes, D, cache->kv, rows);
+    for (size_t h = task->first; h < task->end; h++)
+        for (size_t r = 0; r < rows; r++)
+            task->total[h * DCP_TILE_ROWS + r] = dcp_softmax(task->w + h * list, r, part, i, h);
+    for (size_t c = task->first * panels; c < task->end * panels; c++)
+        memset(task->sum[c], 0, rows * sizeof *task->sum[c]);
+    for (size_t p = 0; p < part->slots->pages; p++)
+        for (size_t c = task->first * panels; c < task->end * panels; c++)
+            dcp_add_live(task->sum[c], task->w[c / panels * list + p], part->slots->page[p] + cache->v_at + c * v_bytes,
+                         any_live(part, i, p, rows), cache->kv, rows);
+    for (size_t r = 0; r < rows; r++)
+        for (size_t h = task->first; h < task->end; h++)
+            for (size_t d = 0; d < D; d++)
+                out[(part->row + i + r) * cache->channels + h * D + d] =
+                    task->sum[h * panels + d / DCP_LANES][r][d % DCP_LANES] / task->total[h * DCP_TILE_ROWS + r];
+}
+
+/* Stores the part's keys and values of the task's heads, then attends for each of its rows. */
+static void attend(float *out, const dcp_task *task)
+{
+    const int kv = task->part->cache->kv;
+    for (size_t i = 0; i < task->part->rows; i++)
+        for (size_t h = task->first; h < task->end; h++)
+            kv == DCP_FLOAT32 ? store(task->part, i, h, DCP_FLOAT32) : store(task->part, i, h, kv);
+    for (size_t i = 0; i < task->part->rows; i += tile_rows(task->part->rows - i))
+        attend_rows(out, task, i, tile_rows(task->part->rows - i));
+}
+
+/* ---- all of it, round by round ---- */
 
 static int check_block(const dcp_cache *cache, const dcp_block *block)
 {
-    size_t pages = 0;
-    if (block->layer >= cache->layers)
-        return DCP_EINVAL;
-    for (size_t b = 0; b < block->batch; b++) {
-        const dcp_slots *slots = &block->sequence[b]->layer[block->layer];
-        if (block->start[b] != slots->seen || block->count[b] > cache->positions - slots->seen)
+    const size_t l = block->layer;
+    for (size_t b = 0; b < block->batch && l < cache->layers; b++) {
+        const size_t seen = block->sequence[b]->layer[l].seen;
+        if (block->start[b] != seen || block->count[b] > cache->positions - seen)
             return DCP_EINVAL;
-        pages += dcp_pages_for(slots->live + block->count[b], cache->pool.page_slots) - slots->pages;
     }
-    return pages > cache->pool.n_free ? DCP_ENOROOM : DCP_OK;
+    if (l >= cache->layers)
+        return DCP_EINVAL;
+    return dcp_more_pages(cache, block->sequence, block->count, block->batch, l, l + 1) <= cache->pool.n_free &&
+           dcp_round_bytes(cache, block->count, block->batch) <= cache->round_bytes ? DCP_OK : DCP_ENOROOM;
+}
+
+/* A part a sequence, none of their rows done yet. */
+static void start_parts(dcp_cache *cache, const dcp_block *block, int32_t *dropped)
+{
+    dcp_part *parts = cache->round;
+    size_t row = 0, inherited = 0;
+    for (size_t b = 0; b < block->batch; b++) {
+        while (inherited < block->pairs && block->inherited[2 * inherited] < (int32_t)row)
+            inherited++;
+        parts[b] = (dcp_part){.block = block, .cache = cache, .slots = &block->sequence[b]->layer[block->layer],
+                              .row = row, .dropped = dropped, .n_inherited = inherited};
+        row += block->count[b];
+        dropped += 2 * (block->start[b] + block->count[b]);
+    }
+}
+
+/* The rows that each part takes next, `most` or fewer. Returns about how many multiplications they are; 0: none left. */
+static size_t next_rows(dcp_cache *cache, const dcp_block *block, size_t done, size_t most)
+{
+    dcp_part *parts = cache->round;
+    size_t *slot_of = (size_t *)(parts + block->batch), rows = 0, work = 0;
+    for (size_t b = 0; b < block->batch; b++) {
+        const size_t left = block->count[b] > done ? block->count[b] - done : 0;
+        parts[b].row += parts[b].rows;
+        parts[b].rows = left < most ? left : most;
+        parts[b].slot_of = slot_of + rows;
+        rows += parts[b].rows;
+        work += parts[b].rows * (parts[b].slots->live + parts[b].rows) * cache->channels * 2;
+    }
+    uint32_t *live = (uint32_t *)(slot_of + rows);
+    for (size_t b = 0; b < block->batch; live += parts[b++].rows * cache->list_pages)
+        parts[b].live = live;
+    return work;
+}
+
+/* A task is one sequence and some heads: all of them, unless there are too few sequences to go round. For rows of a
+ * prompt one head, whose keys and values then stay close by from tile to tile. */
+static void do_round(float *out, dcp_cache *cache, size_t batch, size_t threads)
+{
+    dcp_part *parts = cache->round;
+    const size_t H = cache->heads, tiles = H * (cache->list_pages + cache->v_panels + 1);
+    size_t pieces = 1;
+    for (size_t b = 0; b < batch; b++)
+        pieces = parts[b].rows > 1 ? H : pieces;
+    while (pieces < H && batch * pieces < 4 * threads && batch * pieces % threads != 0)
+        pieces++;
+#pragma omp parallel num_threads((int)threads)
+    {
+        dcp_tile *w = (dcp_tile *)cache->scratch + (size_t)omp_get_thread_num() * tiles;
+        dcp_tile *sum = w + H * cache->list_pages, *last = sum + H * cache->v_panels;
+#pragma omp for schedule(dynamic)
+        for (size_t b = 0; b < batch; b++)
+            if (parts[b].rows > 0)
+                judge(&parts[b], w);
+#pragma omp for schedule(dynamic)
+        for (size_t i = 0; i < batch * pieces; i++) {
+            const size_t first = i % pieces * H / pieces, end = (i % pieces + 1) * H / pieces;
+            if (parts[i / pieces].rows > 0)
+                attend(out, &(dcp_task){&parts[i / pieces], first, end, w, sum, **last});
+        }
+#pragma omp for schedule(dynamic)
+        for (size_t b = 0; b < batch; b++)
+            if (parts[b].rows > 0) /* what the last row left alive is what the layer holds */
+                dcp_compact(cache, parts[b].slots, parts[b].live + (parts[b].rows - 1) * cache->list_pages);
+    }
 }
 
 ptrdiff_t dcp_step(float *out, int32_t *dropped, dcp_cache *cache, const dcp_block *block)
 {
-    int error = check_block(cache, block);
+    const int error = check_block(cache, block);
     if (error != DCP_OK)
         return error;
-    drop_log drops = {(int32_t(*)[2])dropped, 0, 0};
-    size_t row = 0;
-    for (size_t b = 0; b < block->batch; row += block->count[b], b++)
-        step_sequence(out, &drops, cache, &block->sequence[b]->layer[block->layer], block, row, row + block->count[b]);
-    return (ptrdiff_t)drops.n_dropped;
+    const size_t most = cache->policy.by_attention ? 1 : DCP_ROUND_ROWS;
+    start_parts(cache, block, dropped);
+    for (size_t done = 0, work; (work = next_rows(cache, block, done, most)) > 0; done += most) {
+        const size_t threads = dcp_threads_for(work, block->threads);
+        do_round(out, cache, block->batch, threads < cache->threads ? threads : cache->threads);
+    }
+    const dcp_part *parts = cache->round;
+    size_t n = 0; /* the sequences' pairs, moved up to each other */
+    for (size_t b = 0; b < block->batch; n += parts[b++].n_dropped)
+        memmove(dropped + 2 * n, parts[b].dropped, 2 * parts[b].n_dropped * sizeof *dropped);
+    return (ptrdiff_t)n;
 }

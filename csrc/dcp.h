@@ -1,7 +1,5 @@
-/* dcp.h - the pruned key-value cache.
- *
- * Only declarations: this is the manual of the C API and also the text that cffi parses, so it includes nothing
- * (a C file includes <stddef.h> and <stdint.h> first). Read on in slots.c, cache.c, attention.c.
+/* dcp.h - GPT-2's kernels, and the pruned key-value cache: the manual of the C API and the text that cffi parses, so
+ * only declarations. Read on in slots.c, cache.c, attention.c; linear.c, layers.c.
  *
  * A token of a sequence takes one slot in every layer. Slots come in pages of `page_slots`; each (layer, sequence)
  * owns the pages that its live tokens need, and takes them from one pool. Here is one such list of pages, with
@@ -15,121 +13,125 @@
  *                                                                   move into holes, the page goes to the pool
  *
  * So after every step the slots that a (layer, sequence) owns are fewer than its live tokens + one page. Attention
- * walks the set bits: slots in order, whatever the order of the positions (softmax does not mind).
+ * walks the pages in order, whatever the order of the positions (softmax does not mind).
  *
- * One thread at a time may use a cache. Nothing here prints or exits; only dcp_cache_new, dcp_sequence_new and
- * dcp_reserve allocate.
- */
+ * One thread at a time may use a cache; a kernel uses up to `threads` of its own, never more than OpenMP gives, 0: all
+ * of those. No result depends on their number. Nothing here prints or exits; only dcp_pool_grow, dcp_sequence_new and
+ * dcp_sequence_fork allocate. */
 
 enum {
     DCP_OK = 0,
-    DCP_ENOMEM = -1,  /* out of memory, or past the cache's max_bytes */
-    DCP_EINVAL = -2,  /* an argument is out of its range */
-    DCP_ENOROOM = -3  /* a step without the dcp_reserve that it needs */
+    DCP_ENOMEM = -1, /* out of memory, or past max_pages */
+    DCP_EINVAL = -2, /* an argument is out of its range */
+    DCP_ENOROOM = -3 /* a step without the room that it needs */
+};
+enum { DCP_FLOAT32, DCP_FLOAT16, DCP_INT8 }; /* how numbers are stored, int8 with a scale; arithmetic is in float */
+enum {
+    DCP_LANES = 32,      /* columns of a panel of weights or keys; the most slots of a page */
+    DCP_ROUND_ROWS = 48, /* rows of a prompt that a step takes at once: what they drop leaves the cache after them */
+    DCP_TILE_ROWS = 12   /* the most rows that the inner loop takes at once */
 };
 
 /* ---- slots.c: pages, live bitmaps, lowest free slot. Integers and addresses only. ---- */
 
-/* The memory of a cache: pages that are owned, and pages that are free to be taken. */
+/* The memory of a cache: pages that are owned, pages that are free, and spare ones that hold no memory of the system */
 typedef struct {
-    size_t page_slots; /* slots of a page, 1..64: one bit each in a uint64_t */
-    size_t page_bytes; /* a multiple of 64 */
-    size_t max_pages;  /* never hold more than this */
-    size_t pages;      /* all pages, owned and free */
-    size_t n_free;     /* of these, in free_page */
-    float **free_page; /* [n_free], with room for all pages, so that giving one back cannot fail */
+    size_t page_slots, page_bytes; /* 1..32 slots: one bit each in a uint32_t; a multiple of 4096 bytes */
+    size_t chunk_pages, max_pages; /* mapped at a time; never more than so many owned and free ones */
+    size_t pages, mapped;          /* owned and free ones; these and the spare ones */
+    size_t n_free, n_spare;
+    unsigned char **idle;          /* [n_spare], then [n_free]; with room for all: giving one back cannot fail */
 } dcp_pool;
 
 /* The live tokens of one sequence in one layer: "slot s" is bit s % page_slots of bitmap[s / page_slots]. */
 typedef struct {
-    size_t seen;      /* tokens inserted so far: the next one's position */
-    size_t live;      /* set bits in bitmap */
-    size_t pages;     /* pages owned */
-    uint64_t *bitmap; /* [pages], room for as many as the model's positions can ever need */
-    float **page;     /* [pages], the same room */
+    size_t seen, live, pages; /* tokens inserted so far: the next one's position; set bits in bitmap; pages owned */
+    uint32_t *bitmap;         /* [pages], with room for what the model's positions can ever need */
+    unsigned char **page;     /* [pages], with the same room */
 } dcp_slots;
 
 /* Pages that `tokens` tokens need. */
 size_t dcp_pages_for(size_t tokens, size_t page_slots);
 
-/* Sees to it that n_free pages are free. Returns DCP_OK or DCP_ENOMEM; after a failure the pool may hold more free pages
- * than before, and nothing else has changed. */
+/* Sees to it that n_free pages are free. Returns DCP_OK or DCP_ENOMEM; after a failure the pool may hold more free
+ * pages than before, and nothing else has changed. */
 int dcp_pool_grow(dcp_pool *pool, size_t n_free);
 
-/* Frees a pool whose pages are all free. */
+/* Gives the memory of free pages back to the system: they become spare. And: frees a pool of which none is owned. */
+void dcp_pool_trim(dcp_pool *pool);
 void dcp_pool_clear(dcp_pool *pool);
 
-/* Marks the lowest free slot live and returns it. When all are live it appends a page, which must be free in the
- * pool: dcp_reserve sees to that. */
+/* Take a page out of the free ones; make an owned one free. Threads may share the pool while all take, or all give. */
+unsigned char *dcp_page_take(dcp_pool *pool);
+void dcp_page_free(dcp_pool *pool, unsigned char *page);
+
+/* Marks the lowest free slot live and returns it. When all are live it appends a free page: there must be one. */
 size_t dcp_slot_take(dcp_slots *slots, dcp_pool *pool);
 
-/* Marks a live slot free. */
-void dcp_slot_drop(dcp_slots *slots, size_t slot, size_t page_slots);
-
-/* Takes the last page off the list, with the tokens in it, and makes it free. Returns the bitmap it had: what its live
- * slots hold can be read from slots->page[slots->pages] until the pool is used again. */
-uint64_t dcp_page_release(dcp_slots *slots, dcp_pool *pool);
+/* Makes the slots of bitmap [pages] the live ones. */
+void dcp_slots_keep(dcp_slots *slots, const uint32_t *bitmap);
 
 /* ---- cache.c: what a slot holds. ---- */
+
+/* What drops a token j when token i > j arrives, besides inheritance: its learned score, where the cache has a rank;
+ * and, where window is not 0, its position, unless i - j < window, or j < first, or stride is not 0 and divides j; or, if
+ * by_attention, j is among the `heavy` other tokens to which the rows before i attended most. */
+typedef struct {
+    size_t window, first, stride, heavy;
+    int by_attention;
+} dcp_policy;
 
 typedef struct dcp_sequence {
     struct dcp_sequence *next; /* the cache's list of sequences */
     dcp_slots *layer;          /* [layers] */
 } dcp_sequence;
 
-/* A page is page_slots rows of k [channels], then as many of v [channels], of k_int [rank], of position (int32_t),
- * each of the four starting at a multiple of 64 bytes: a kernel that reads the keys reads them one after another. */
+/* Part of a page, `at` bytes from its start: rows of 32 lanes, lane s for slot s, of numbers of `size` bytes. */
 typedef struct {
-    size_t layers, positions, heads, channels, rank;
-    size_t list_pages;                 /* the most pages of one (layer, sequence): those that `positions` tokens need */
-    size_t v_at, k_int_at, position_at; /* where a page's rows start, in floats from its own start; k's at 0 */
+    size_t at, rows, size;
+} dcp_lanes;
+
+/* The parts, with their rows: keys [heads, D], so that those of a head are one panel, as weights are; float scales of
+ * int8 keys and values [heads]; k_int [rank]; attention so far [heads], if by_attention; position, int32_t. */
+enum { DCP_K, DCP_K_SCALE, DCP_V_SCALE, DCP_K_INT, DCP_SUMS, DCP_POSITION, DCP_PARTS };
+
+/* A cache is a struct of the caller's: zeros, but for all from layers to scratch and the first four of pool. No size is
+ * above 2^24. */
+typedef struct {
+    size_t layers, positions, heads, channels, head_dim, rank; /* rank is r, 0 without learned dropping */
+    int kv;                      /* how keys and values are stored */
+    dcp_lanes part[DCP_PARTS];
+    size_t v_at, v_panels;       /* after the parts: panels [heads, v_panels, page_slots, 32], the last padded */
+    dcp_policy policy;
+    size_t list_pages, threads;  /* the most pages of one (layer, sequence); the most threads of a step */
+    void *scratch, *round;       /* tiles [threads, heads, list_pages + v_panels + 1]; for a block dcp_round_bytes: */
+    size_t round_bytes;
     dcp_pool pool;
     dcp_sequence *first;
-    float *scratch; /* [heads, list_pages * page_slots]: scores and attention weights of one token */
 } dcp_cache;
 
-typedef struct {
-    size_t live_tokens, slots, bytes_owned, bytes_reserved;
-} dcp_stats;
+/* Frees all sequences of the cache and its pages. */
+void dcp_cache_clear(dcp_cache *cache);
 
-/* An empty cache for a model of these sizes; rank is r, 0 without learned dropping. Its pages never take more than
- * max_bytes (0: no bound). Returns NULL when out of memory, or when a size is impossible (each but rank is 1 or more,
- * none is above 2^24, heads divides channels, page_slots is at most 64). */
-dcp_cache *dcp_cache_new(size_t layers, size_t positions, size_t heads, size_t channels, size_t rank,
-                         size_t page_slots, size_t max_bytes);
-
-/* Frees the cache and all its sequences. */
-void dcp_cache_free(dcp_cache *cache);
-
-/* A new sequence without tokens, owned by the cache; NULL, and nothing changed, when out of memory. */
+/* A new sequence, owned by the cache: without tokens, or with the same ones in the same slots of pages of its own.
+ * NULL, and nothing changed, when out of memory or past max_pages. */
 dcp_sequence *dcp_sequence_new(dcp_cache *cache);
+dcp_sequence *dcp_sequence_fork(dcp_cache *cache, const dcp_sequence *sequence);
 
 /* Frees a sequence of this cache; its pages are free for others. */
 void dcp_sequence_free(dcp_cache *cache, dcp_sequence *sequence);
 
-/* Makes room, in every layer, for count[b] more tokens of sequence[b], b < batch, so that the steps which insert them
- * cannot fail. The sequences must differ. Returns DCP_OK; DCP_EINVAL when a sequence would pass the last position;
- * DCP_ENOMEM. After a failure no sequence has changed. */
-int dcp_reserve(dcp_cache *cache, dcp_sequence *const *sequence, const size_t *count, size_t batch);
+/* What steps need that insert count[b] more tokens of sequence[b], b < batch, and drop none: free pages, in layers
+ * first .. end - 1 together; and bytes of cache->round. The system gives a page memory only when it is used. */
+size_t dcp_more_pages(const dcp_cache *cache, dcp_sequence *const *sequence, const size_t *count, size_t batch,
+                      size_t first, size_t end);
+size_t dcp_round_bytes(const dcp_cache *cache, const size_t *count, size_t batch);
 
-/* Inserts the next token of a (layer, sequence) at the lowest free slot. k_int may be NULL when rank is 0. There must
- * be a free slot or a free page. */
-void dcp_insert(dcp_cache *cache, dcp_slots *slots, const float *k, const float *v, const float *k_int);
+/* Keeps the slots of bitmap; while there is then a whole page too many, moves its tokens into holes and frees it. */
+void dcp_compact(dcp_cache *cache, dcp_slots *slots, const uint32_t *bitmap);
 
-/* While there is a whole page too many: moves the last page's tokens into holes, gives the page back to the pool. */
-void dcp_compact(dcp_cache *cache, dcp_slots *slots);
-
-/* The position of the token in a live slot of a page. */
-int32_t dcp_position(const dcp_cache *cache, const float *page, size_t slot);
-
-/* Writes to table [pages * page_slots] the position in each slot, -1 where it is free. */
-void dcp_slot_table(int32_t *table, const dcp_cache *cache, const dcp_slots *slots);
-
-/* Totals over all layers and sequences; reserved counts the pool's free pages too. */
-dcp_stats dcp_cache_stats(const dcp_cache *cache);
-
-/* For tests: fills every slot that is not live with NaN, in owned and in free pages. No result may change. */
-void dcp_poison(dcp_cache *cache);
+/* The positions in a page [32]. */
+int32_t *dcp_positions(const dcp_cache *cache, unsigned char *page);
 
 /* ---- attention.c: one layer's step over the live slots. ---- */
 
@@ -139,30 +141,51 @@ typedef struct {
     size_t layer, batch;
     dcp_sequence *const *sequence;
     const size_t *start, *count;
-    const float *q, *k, *v;      /* [rows, channels] */
-    const float *q_int, *k_int;  /* [rows, rank], or both NULL when rank is 0: no token is dropped by its score */
-    float scale, beta;           /* q . k is multiplied by scale; beta is added to the interaction score */
-    const int32_t *inherited;    /* [pairs, 2]: (row, position) dropped by the layer before; rows ascending */
-    size_t pairs;
+    const float *q, *k, *v;     /* rows of channels, `stride` floats apart */
+    const float *q_int, *k_int; /* rows of rank, int_stride apart; not read when rank is 0 */
+    size_t stride, int_stride;
+    float scale, beta;          /* q . k is multiplied by scale; beta is added to the interaction score */
+    const int32_t *inherited;   /* [pairs, 2]: (row, position) dropped by the layer before; rows ascending */
+    size_t pairs, threads;
 } dcp_block;
 
 /* Decodes the block: for each row, in order, drop the tokens it inherits as dropped, score the live ones, drop those
- * whose score is not above 0, insert the row's own token, attend. Then compacts.
+ * whose score is not above 0, then those that the policy drops, insert the row's own token, attend. Then compacts.
  * out [rows, channels]. dropped [sum of start[b] + count[b], 2]: (row, position) of each token that left this layer's
- * cache; rows ascend, and positions within a row.
- * Returns the number of pairs in dropped; or, with the cache unchanged, DCP_EINVAL when the layer does not exist, a
- * start is not the number of tokens seen, or a sequence would pass the last position; DCP_ENOROOM when the pool has too
- * few free pages. */
+ * cache; rows ascend, and positions within a row. Returns the number of pairs in it; or, with the cache unchanged,
+ * DCP_EINVAL when the layer does not exist, a start is not the number of tokens seen, or a sequence would pass the last
+ * position; DCP_ENOROOM when free pages or round are too few. */
 ptrdiff_t dcp_step(float *out, int32_t *dropped, dcp_cache *cache, const dcp_block *block);
 
-/* Score pass: s[slot] = q_int . k_int / sqrt(rank) + beta for every live slot; s [pages * page_slots]. */
-void dcp_score(float *restrict s, const float *restrict q_int, const dcp_cache *cache, const dcp_slots *slots,
-               float beta);
+/* ---- linear.c, layers.c: the other kernels of a decode step. ---- */
 
-/* Attend pass: out [channels] = softmax(scale * q k^T) v over the live slots (at least one), head by head.
- * weights [heads, live] is scratch. */
-void dcp_attend(float *restrict out, float *restrict weights, const float *restrict q, const dcp_cache *cache,
-                const dcp_slots *slots, float scale);
+/* W [n_in, n_out] in panels of 32 columns: panel [n_out / 32 rounded up, n_in, 32], the last one padded with zeros; of
+ * int8, [.., n_in / 4 rounded up, 32, 4]. */
+typedef struct {
+    size_t n_in, n_out;
+    int type;                  /* how the panels are stored */
+    const void *panel;
+    const float *scale, *bias; /* [n_out]: of the columns, for DCP_INT8; or NULL */
+} dcp_matrix;
 
-/* The instruction set that the passes run with here: "avx512f", "avx2" or "baseline". */
+/* y [rows, n_out] = x [rows, n_in] W + bias, + add [rows, n_out] where it is not NULL (it may be y). Adds up over n_in
+ * in order, so that a row of y does not depend on the other rows. */
+void dcp_linear(float *y, const float *x, const float *add, const dcp_matrix *w, size_t rows, size_t threads);
+
+/* y [rows, n] = (x - mean) / sqrt(variance + epsilon) * gain + bias, row by row; y may be x. */
+void dcp_layer_norm(float *y, const float *x, const float *gain, const float *bias, float epsilon, size_t rows, size_t n,
+                    size_t threads);
+
+enum { DCP_GELU_NEW, DCP_GELU, DCP_RELU };
+/* y [n] = the activation of x [n]; y may be x. */
+void dcp_activation(float *y, const float *x, int kind, size_t n, size_t threads);
+
+/* y [rows, n_in] = column ids[row] of wte + row positions[row] of wpe [.., n_in]: wte is packed as the head is. */
+void dcp_embedding(float *y, const int64_t *ids, const int64_t *positions, const dcp_matrix *wte, const float *wpe,
+                   size_t rows);
+
+/* The threads that a kernel uses when told `threads`; in a child of a fork always 1: OpenMP does not survive it. */
+size_t dcp_threads(size_t threads);
+
+/* The instruction set that the kernels run with here: "avx512f", "avx2" or "baseline". */
 const char *dcp_simd_level(void);

@@ -2,6 +2,8 @@
 
 from dcp_ref.config import Config
 from dcp_ref.model import Forward, Loss, forward, loss_and_grads
+from dcp_ref.runtime import policies
+from dcp_ref.runtime.block import CacheFull
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.generation import Generation, generate
 from dcp_ref.sigmoid import alpha_sigmoid
@@ -9,6 +11,7 @@ from dcp_ref.weights import CheckpointError, Model, load, save
 
 __version__ = "0.1.0"
 __all__ = [
+    "CacheFull",
     "CheckpointError",
     "Config",
     "Engine",
@@ -21,5 +24,6 @@ __all__ = [
     "generate",
     "load",
     "loss_and_grads",
+    "policies",
     "save",
 ]

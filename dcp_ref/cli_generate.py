@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dcp_ref import weights
+from dcp_ref import options, weights
 from dcp_ref.runtime.block import Stats
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.generation import Row, make_rows, prompt_ids, step
@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.model} has no tokenizer: only dcp_ref.generate can use it, with token ids")
     ids = [prompt_ids(model, text, name) for name, text in prompts]
     rows = make_rows(model, ids, args.max_new_tokens, args.seed, stop)
-    engine = Engine(model, args.backend)
+    engine = options.engine(model, args)
     output = _Output([text for _, text in prompts], rows, args.json)
     began, stats = time.monotonic(), engine.stats()
     try:
@@ -83,6 +83,7 @@ def _facts(engine: Engine, stats: Stats, rows: list[Row], seconds: float) -> dic
         "layers": engine.config.n_layer,
         "cache_bytes": stats.bytes_owned,
         "backend": engine.backend,
+        "policy": str(engine.policy),
     }
 
 

@@ -5,8 +5,11 @@ import dataclasses
 from typing import Any, get_args, get_origin
 
 from dcp_ref import __version__
-from dcp_ref.runtime.engine import CACHES
+from dcp_ref.runtime import policies
+from dcp_ref.runtime.engine import BACKENDS, Engine
+from dcp_ref.runtime.storage import STORAGES
 from dcp_ref.training import TrainSettings
+from dcp_ref.weights import Model
 
 EXAMPLES = """examples:
   dcp-ref generate "The old man looked at the sea"
@@ -47,8 +50,26 @@ def _generate_options(p: argparse.ArgumentParser) -> None:
     add("--top-p", type=float, default=0.95, metavar="P", help="then from the fewest of probability P (default: 0.95)")
     add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same text (default: 0)")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; can be repeated")
-    add("--backend", choices=sorted(CACHES), help="of the cache (default: native where it is built)")
+    engine_options(p)
     add("--json", action="store_true", help="print one JSON object, at the end")
+
+
+def engine_options(p: argparse.ArgumentParser) -> None:
+    """Those of Engine, under the names of its arguments."""
+    add = p.add_argument
+    add("--backend", choices=sorted(BACKENDS), help="C or NumPy (default: native where it is built)")
+    add("--policy", metavar="RULE", help=f"what drops tokens: {policies.FORMS} (default: learned, if the model can)")
+    add("--weights", choices=STORAGES, default="float32", help="how weights are stored (default: float32)")
+    add("--kv", choices=STORAGES, default="float32", help="how keys and values are stored (default: float32)")
+    add("--threads", type=int, metavar="N", help="at most (default: all that OMP_NUM_THREADS allows)")
+    add("--max-cache-bytes", type=int, metavar="N", help="more for keys and values is an error (default: no bound)")
+
+
+def engine(model: Model, args: argparse.Namespace) -> Engine:
+    """The engine that those options ask for. Raises ValueError, RuntimeError as Engine does."""
+    policy = None if args.policy is None else policies.parse(args.policy)
+    return Engine(model, args.backend, policy=policy, weights=args.weights, kv=args.kv, threads=args.threads,
+                  max_cache_bytes=args.max_cache_bytes)
 
 
 def _train_options(p: argparse.ArgumentParser) -> None:

@@ -9,7 +9,6 @@ from dcp_ref.runtime.cache import KVCache
 from dcp_ref.runtime.policies import Policy, heavy_hitters, sinks, strided, window
 
 CACHES = [KVCache, native.NativeCache] if native.available() else [KVCache]
-FULL_CACHES = [KVCache]  # those that take kv and policy, fork and trim
 FORMS = ("dense", "learned", "window", "strided", "sinks", "heavy_hitters")
 
 
@@ -32,11 +31,6 @@ def any_policies(draw, forms=(*FORMS, "heavy_hitters", "mixed")):
             }[draw(st.sampled_from(forms))]()
 
 
-def page_size(cache):
-    """Bytes of a page."""
-    return cache._page_bytes() if isinstance(cache, KVCache) else cache._cache.pool.page_bytes
-
-
 class Inputs:
     """q, k, v [L, T, C]; q_int, k_int [L, T, r], beta [L], small integers unless told: then every score is exact.
 
@@ -57,12 +51,34 @@ class Inputs:
             qk = np.zeros((2, L, rows, config.n_head, config.head_dim), np.float32)
             qk[0, ..., 0] = rng.choice([-8, 8], (L, rows, config.n_head))
             qk[1, ..., 0] = 2048 * rng.random((L, rows, config.n_head)).argsort(axis=1)  # no two alike
-            self.q, self.k = qk.reshape(2, L, rows, -1)
+            self.q, self.k = qk.reshape(2, L, rows, config.n_embd)
 
     def rows(self, config, policy, layer, start, stop):
         arrays = [x[layer, start:stop] for x in (self.q, self.k, self.v, self.q_int, self.k_int)]
         learned = policies.for_model(config, policy).learned
         return [*arrays[:3], *(arrays[3:] if learned else (None, None)), self.beta[layer]]
+
+
+def poison(cache):
+    """Fill every slot of a NativeCache that is not live with NaN, or the like. No result may change."""
+    c, lib = cache._cache, native.lib
+    pages = [(c.pool.idle[c.pool.n_spare + i], 0) for i in range(c.pool.n_free)]
+    for sequence in cache._sequences:
+        for layer in range(c.layers):
+            slots = sequence.layer[layer]
+            pages += [(slots.page[p], slots.bitmap[p]) for p in range(slots.pages)]
+    for page, bitmap in pages:
+        dead = [slot for slot in range(cache.page_slots) if not bitmap >> slot & 1]
+        memory = np.frombuffer(native.ffi.buffer(page, c.pool.page_bytes), np.uint8)
+        for part in c.part:
+            lanes = memory[part.at :][: part.rows * lib.DCP_LANES * part.size]
+            lanes.reshape(part.rows, lib.DCP_LANES, part.size)[:, dead] = 255
+        shared = 4 if cache.kv == "int8" else 1  # rows in one of words
+        panels, groups = c.heads * c.v_panels, -(-cache.page_slots // shared)
+        values = memory[c.v_at :][: panels * groups * lib.DCP_LANES * max(shared, c.part[lib.DCP_K].size)]
+        values = values.reshape(panels, groups, lib.DCP_LANES, shared, -1)
+        for slot in dead:  # bytes of NaN, of a huge half, of int8 -1
+            values[:, slot // shared, :, slot % shared] = 255
 
 
 def walk_layers(cache, sequences, starts, counts, inputs, first=0, policy=None):

@@ -42,7 +42,7 @@ WRONG = [
     ("sequences", [0], ValueError, "must be"), ("sequences", [0, -1], ValueError, "sequence -1"),
     ("sequences", 0, TypeError, "iterable"), ("sequences", [0, [1]], ValueError, "is unknown or was released"),
     ("starts", [1, 0], ValueError, "starts must be"), ("starts", [0, -1], ValueError, "starts must be"),
-    ("starts", [0], ValueError, "starts must be"), ("starts", [0, 0.0], TypeError, "integer"),
+    ("starts", [0], ValueError, "starts must be"), ("starts", [0, 0.5], TypeError, "integer"),
     ("counts", [2, -1], ValueError, "counts must be"), ("counts", [2, 1, 0], ValueError, "counts must be"),
     ("counts", [3, 0.0], TypeError, "integer"), ("counts", [10, 1], ValueError, "n_positions = 9"),
     ("counts", [2**70, 1], ValueError, "n_positions = 9"), ("counts", [2, 2], ValueError, "shape"),
@@ -68,6 +68,24 @@ def test_a_wrong_argument_is_named_and_changes_nothing(make, name, wrong, error,
     assert cache.stats() == before
     out, dropped = cache.step(**arguments())
     assert out.shape == (3, 4) and dropped.dtype == np.int32 and dropped.shape == (0, 2)
+
+
+@each_cache
+@pytest.mark.parametrize("changes", [{"starts": [0, 0.0]}, {"starts": [False, 0]}, {"counts": [2, True]},
+                                     {"counts": [2.0, 1]}, {"sequences": [0, True]}, {"sequences": [0.0, 1]}])
+def test_numbers_that_equal_the_right_ones_are_refused_or_taken_for_them(make, changes):
+    """Whichever: integers that the cache made itself are what is counted with."""
+    cache, plain = two_sequences(make), two_sequences(make)
+    for each in (cache, plain):
+        each.reserve([0, 1], [2, 1])
+    expected, _ = plain.step(**arguments())
+    try:
+        out, _ = cache.step(**arguments(**changes))
+    except (TypeError, ValueError):
+        assert cache.stats().live_tokens == 0
+        out, _ = cache.step(**arguments())
+    np.testing.assert_array_equal(out, expected)
+    assert cache.stats() == plain.stats()
 
 
 @each_cache

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from cache_tools import CACHES, FULL_CACHES, Inputs, any_policies, configs, page_size, walk_layers
+from cache_tools import CACHES, Inputs, any_policies, configs, poison, walk_layers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -12,6 +12,7 @@ from tolerances import CACHE_ATTENTION, SCORE_MARGIN
 
 from dcp_ref.config import Config
 from dcp_ref.runtime import native, policies
+from dcp_ref.runtime.block import CacheFull, page_bytes
 from dcp_ref.runtime.cache import KVCache
 from dcp_ref.runtime.storage import STORAGES, stored
 
@@ -83,7 +84,7 @@ def test_equals_the_dense_definition(make, config, chunks, page_slots, integers,
     check_against_dense(make(config, page_slots), inputs, chunks, live, out)
 
 
-@pytest.mark.parametrize("make", FULL_CACHES)
+@pytest.mark.parametrize("make", CACHES)
 @settings(max_examples=200)
 @given(config=configs(), chunks=CHUNKS, page_slots=st.integers(1, 5), exact=st.booleans(), seed=SEEDS,
        policy=any_policies(), kv=st.sampled_from(STORAGES))
@@ -111,14 +112,15 @@ def test_nan_and_infinite_scores(make):
 
 
 class SideBySide(RuleBasedStateMachine):
-    """KVCache and NativeCache, the same calls: several sequences, ragged blocks, releases, a bound on memory."""
+    """KVCache and NativeCache, the same calls: ragged blocks, forks, releases, a bound; every policy and storage."""
 
-    @initialize(config=configs(), page_slots=st.integers(1, 5), bound=st.none() | st.integers(1, 40))
-    def start(self, config, page_slots, bound):
-        self.bound = bound  # in pages
+    @initialize(config=configs(), page_slots=st.integers(1, 5), bound=st.none() | st.integers(1, 40),
+                policy=any_policies(), kv=st.sampled_from(STORAGES))
+    def start(self, config, page_slots, bound, policy, kv):
+        self.policy = policies.dense if policy.learned and config.int_n_embd is None else policy
+        self.max_bytes = bound and bound * page_bytes(config, page_slots, kv, self.policy)
         self.numpy, self.native = (
-            make(config, page_slots, bound and bound * page_size(make(config, page_slots)))
-            for make in (KVCache, native.NativeCache))
+            make(config, page_slots, self.max_bytes, kv, self.policy) for make in (KVCache, native.NativeCache))
         self.config, self.page_slots, self.lengths = config, page_slots, {}
 
     @rule()
@@ -138,21 +140,41 @@ class SideBySide(RuleBasedStateMachine):
         del self.lengths[handle]
 
     @precondition(lambda self: self.lengths)
+    @rule(data=st.data())
+    def fork(self, data):
+        parent = data.draw(st.sampled_from(sorted(self.lengths)))
+        try:
+            child = self.numpy.fork(parent)
+        except CacheFull as full:
+            with pytest.raises(CacheFull, match=str(full)):
+                self.native.fork(parent)
+            return
+        assert child == self.native.fork(parent)
+        self.lengths[child] = self.lengths[parent]
+
+    @rule()
+    def trim(self):
+        for cache in (self.numpy, self.native):
+            cache.trim()
+            assert cache.stats().bytes_reserved == cache.stats().bytes_owned
+
+    @precondition(lambda self: self.lengths)
     @rule(data=st.data(), seed=SEEDS)
     def feed(self, data, seed):
         handles = data.draw(st.lists(st.sampled_from(sorted(self.lengths)), unique=True))
         starts = [self.lengths[handle] for handle in handles]
         counts = [data.draw(st.integers(0, min(4, self.config.n_positions - start))) for start in starts]
-        inputs = Inputs(self.config, sum(counts), np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        inputs = Inputs(self.config, sum(counts), rng, sharp=self.policy.heavy is not None)
         try:
-            expected = walk_layers(self.numpy, handles, starts, counts, inputs)
-        except MemoryError:
-            with pytest.raises(MemoryError):
+            expected = walk_layers(self.numpy, handles, starts, counts, inputs, policy=self.policy)
+        except CacheFull as full:
+            with pytest.raises(CacheFull, match=str(full)):
                 self.native.reserve(handles, counts)
             return
         for handle, count in zip(handles, counts, strict=True):
             self.lengths[handle] += count
-        actual = walk_layers(self.native, handles, starts, counts, inputs)
+        actual = walk_layers(self.native, handles, starts, counts, inputs, policy=self.policy)
         for (out, dropped), (native_out, native_dropped) in zip(expected, actual, strict=True):
             np.testing.assert_array_equal(native_dropped, dropped)
             np.testing.assert_allclose(native_out, out, **CACHE_ATTENTION)
@@ -167,15 +189,13 @@ class SideBySide(RuleBasedStateMachine):
 
     @invariant()
     def same_memory(self):
-        stats, native_stats = self.numpy.stats(), self.native.stats()
-        assert native_stats[:2] == stats[:2]  # live tokens and slots
-        owned, reserved = (n // page_size(self.native) for n in native_stats[2:])  # page by page, of whatever size
-        assert (owned, reserved) == tuple(n // page_size(self.numpy) for n in stats[2:])
-        assert owned <= reserved <= (self.bound or reserved)
+        stats = self.native.stats()
+        assert stats[:4] == self.numpy.stats()[:4] and stats.bytes_scratch > 0
+        assert stats.bytes_owned <= stats.bytes_reserved <= (self.max_bytes or stats.bytes_reserved)
 
     @invariant()
     def dead_slots_do_not_matter(self):
-        self.native.poison()
+        poison(self.native)
 
 
 if native.available():

@@ -1,27 +1,19 @@
 """Decoding under every policy is the dense forward under it; and heavy hitters by hand."""
 
-import dataclasses
 
 import numpy as np
 import pytest
-from cache_tools import FULL_CACHES, any_policies
+from cache_tools import CACHES, any_policies
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from models import random_models
+from test_theorem import BACKENDS
 from tolerances import SCORE_MARGIN, THEOREM_LOGITS
 
 from dcp_ref import Config, Engine, forward, model
 from dcp_ref.runtime.policies import Policy, heavy_hitters
 
 CONFIG = Config(vocab_size=1, n_positions=9, n_embd=2, n_layer=1, n_head=2)
-
-
-def engine_under(m, policy, make):
-    """An engine that decodes under a policy, on whichever cache."""
-    config = m.config if policy.learned else dataclasses.replace(m.config, int_n_embd=None)
-    engine = Engine(m._replace(config=config), "numpy")
-    engine._cache = make(config, page_slots=3, policy=policy)
-    return engine
 
 
 def dense_under(m, policy, ids):  # [T] -> logits [T, V], live [L, T, T]
@@ -50,14 +42,16 @@ def dense_under(m, policy, ids):  # [T] -> logits [T, V], live [L, T, T]
     return logits[0], (mask[:, 0] > 0) & np.tri(len(ids), dtype=bool)
 
 
-@pytest.mark.parametrize("make", FULL_CACHES)
+@pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=200)
 @given(random_models(), any_policies(), st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
-def test_decoding_is_the_dense_forward_under_every_policy(make, m, policy, chunks, seed):
+def test_decoding_is_the_dense_forward_under_every_policy(backend, m, policy, chunks, seed):
     assume(sum(chunks) <= m.config.n_positions and (m.config.int_n_embd is not None or not policy.learned))
     ids = np.random.default_rng(seed).integers(0, m.config.vocab_size, sum(chunks))
     logits, live = dense_under(m, policy, ids)
-    engine, start = engine_under(m, policy, make), 0
+    engine, start = Engine(m, backend, policy=policy), 0
+    if backend == "numpy":
+        engine._cache.page_slots = 3
     sequence = engine.new_sequence()
     for count in chunks:
         [got] = engine.feed([sequence], [ids[start : start + count]], logits="all")
@@ -68,7 +62,7 @@ def test_decoding_is_the_dense_forward_under_every_policy(make, m, policy, chunk
             np.testing.assert_array_equal(engine.live_positions(sequence, layer), positions)
 
 
-@pytest.mark.parametrize("make", FULL_CACHES)
+@pytest.mark.parametrize("make", CACHES)
 @pytest.mark.parametrize("chunks", [[6], [1] * 6, [2, 4], [5, 1]])
 def test_heavy_hitters_by_hand(make, chunks):
     """Each of two heads gives all its attention to one token: the one whose key is largest, or where q = -1 smallest.

@@ -115,9 +115,9 @@ def test_only_read_only_files_are_forgotten(tmp_path):
         np.testing.assert_array_equal(array, before)
 
 
-def measured(directory, name, itemsize, tied_copy):
-    """MEASURE on zeros that take no room on the disk."""
-    shapes = weights.shapes(WIDE) | ({"lm_head.weight": (8192, 512)} if tied_copy else {})
+def write_zeros(directory, config, name="F32", itemsize=4, tied_copy=False):
+    """A checkpoint of zeros that take no room on the disk; returns their bytes."""
+    shapes = weights.shapes(config) | ({"lm_head.weight": (8192, 512)} if tied_copy else {})
     ends = np.cumsum([itemsize * np.prod(shape) for shape in shapes.values()]).tolist()
     header = {tensor: {"dtype": name, "shape": shape, "data_offsets": [start, end]}
               for (tensor, shape), start, end in zip(shapes.items(), [0, *ends], ends, strict=False)}
@@ -126,7 +126,12 @@ def measured(directory, name, itemsize, tied_copy):
     with (directory / "model.safetensors").open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + ends[-1])
-    (directory / "config.json").write_text(json.dumps(WIDE.to_dict()))
+    (directory / "config.json").write_text(json.dumps(config.to_dict()))
+    return ends[-1]
+
+
+def measured(directory, name, itemsize, tied_copy):
+    write_zeros(directory, WIDE, name, itemsize, tied_copy)
     command = [sys.executable, "-c", MEASURE, str(directory)]
     return [float(x) for x in subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()]
 

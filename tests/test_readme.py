@@ -28,10 +28,9 @@ def test_it_counts_the_mutants():
     assert f"`make mutants` applies {len(mutants.MUTANTS)} small wrong edits" in README
 
 
-def test_the_algorithm_fits_in_700_lines_and_the_cache_in_as_many():
+def test_the_algorithm_fits_in_700_lines_and_the_makefile_on_a_screen():  # csrc/: test_csrc.py
     def count(*files):
         return sum(len((ROOT / file).read_text(encoding="utf-8").splitlines()) for file in files)
 
     assert count(*(f"dcp_ref/{name}.py" for name in ("sigmoid", "layers", "interaction", "attention", "model"))) <= 700
-    assert count(*(f"csrc/{name}" for name in ("dcp.h", "slots.c", "cache.c", "attention.c"))) <= 700
-    assert count("Makefile") <= 35
+    assert count("Makefile") <= 50

@@ -18,3 +18,17 @@ SCORE_MARGIN = 1e-4  # scores and logits of these models carry a rounding error 
 THEOREM_LOGITS = {"rtol": 1e-3, "atol": 1e-4}  # float32 through three layers with large weights, in another order
 TINY_LOGITS = {"rtol": 1e-3, "atol": 5e-4}  # logits of size 10 through four layers in float32, in another order
 TINY_MARGIN = 2e-5  # scores of size 10 in float32 through four layers differ by less than 1e-5
+# Kernels in C against their twins: sums of n float32 terms of size 1 in another order (n below 1,200), and, for the
+# activations, e^x to 2 units in the last place.
+KERNEL_SUM = {"rtol": 1e-5, "atol": 2e-5}
+KERNEL = {"rtol": 2e-6, "atol": 2e-6}
+# Of gelu at -1e30: NumPy's tanh is exactly -1 there, and C divides by e^88 = 1.7e38.
+GELU_FAR = 1e-6
+# Both backends with the same stored weights, by how keys and values are stored: (how far |s| must be from 0, logits).
+# A number next to the middle between two stored ones may go either way: then a key or a value is off by 2^-11 of itself
+# in float16, by 1 / 127 of the largest of its head in int8. In 1,500 random models that moved logits by up to 0.04%.
+STORED = {
+    "float32": (1e-4, {"rtol": 1e-3, "atol": 1e-4}),
+    "float16": (3e-3, {"rtol": 5e-3, "atol": 5e-3}),
+    "int8": (1e-2, {"rtol": 2e-2, "atol": 2e-2}),
+}

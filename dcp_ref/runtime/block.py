@@ -9,14 +9,18 @@ import numpy as np
 from dcp_ref.config import Config
 from dcp_ref.runtime.policies import Policy, for_model
 
+NOTHING = np.zeros((0, 2), np.int32)  # pairs (row, position)
+
 
 class Stats(NamedTuple):
-    """Totals over layers and sequences. A sequence owns whole pages of slots; reserved bytes count free pages too."""
+    """Totals over layers and sequences. A sequence owns whole pages of slots; reserved bytes count free pages too,
+    scratch is what a step of the largest block so far needs besides."""
 
     live_tokens: int
     slots: int
     bytes_owned: int
     bytes_reserved: int
+    bytes_scratch: int = 0
 
 
 class CacheFull(MemoryError):
@@ -76,13 +80,27 @@ def check_block(config: Config, seen: list[int], starts: Iterable[int], counts: 
                 q, k, v, q_int, k_int, beta: float, inherited, policy: Policy | None = None) -> Block:
     """The arguments of a step, checked; `seen[b]` tokens of sequence b came before.
 
-    q_int and k_int must be None unless the policy (None: `for_model`'s choice) is learned.
-    Views of wider arrays are copied; nothing else is converted. Raises TypeError or ValueError, naming the argument.
+    Raises TypeError or ValueError, naming the argument.
     """
-    counts, starts = check_counts(config, seen, counts), [operator.index(start) for start in starts]
+    counts = check_counts(config, seen, counts)
+    check_starts(seen, starts)
+    return check_arrays(config, for_model(config, policy), counts, q, k, v, q_int, k_int, beta, inherited)
+
+
+def check_starts(seen: list[int], starts: Iterable[int]) -> None:
+    """`seen[b]` tokens of sequence b came before. Raises TypeError or ValueError."""
+    starts = [operator.index(start) for start in starts]
     if starts != seen:
         raise ValueError(f"starts must be the tokens that this layer has seen, {seen}, not {starts}")
-    policy = for_model(config, policy)
+
+
+def check_arrays(config: Config, policy: Policy, counts: list[int], q, k, v, q_int, k_int, beta: float,
+                 inherited) -> Block:
+    """The rest of a step's arguments. q_int and k_int must be None unless the policy is learned.
+
+    Rows may be part of wider ones; what is not aligned, or has its numbers apart, is copied, nothing else converted.
+    Raises TypeError or ValueError, naming the argument.
+    """
     rows, r = sum(counts), policy.rank(config)
     if r == 0:
         if q_int is not None or k_int is not None:
@@ -120,20 +138,31 @@ def check_bytes(needed: int, max_bytes: int | None) -> None:
                         "release a sequence, or give a larger max_cache_bytes")
 
 
+class Layout(NamedTuple):
+    """A page in C (csrc/dcp.h): for each part where it starts, its rows of 32 numbers, and the bytes of a number."""
+
+    parts: list[tuple[int, int, int]]
+    v_at: int
+    bytes: int
+
+
+def page_layout(config: Config, page_slots: int, kv: str, policy: Policy) -> Layout:
+    """Parts start at multiples of 64 bytes, a page takes a multiple of 4096. Of int8, four rows share one of words."""
+    H, D, int8 = config.n_head, config.head_dim, kv == "int8"
+    size = {"float32": 4, "float16": 2, "int8": 1}[kv]
+    scales, sums = H if int8 else 0, H if policy.heavy is not None else 0
+    k = (H * -(-D // 4), 4) if int8 else (H * D, size)
+    parts, at = [], 0
+    for rows, n in (k, (scales, 4), (scales, 4), (policy.rank(config), 4), (sums, 4), (1, 4)):  # the last: position
+        parts.append((at, rows, n))
+        at += _multiple(rows * 32 * n, 64)
+    v = H * -(-D // 32) * (_multiple(page_slots, 4) if int8 else page_slots) * 32 * size  # [H, D / 32, page_slots, 32]
+    return Layout(parts, at, _multiple(at + v, 4096))
+
+
 def page_bytes(config: Config, page_slots: int, kv: str, policy: Policy) -> int:
-    """The size of a page in C, in which both caches count: the sum of its parts, each rounded up to a multiple of 64
-    bytes, rounded up to a multiple of 4096. A row has 32 numbers: one a slot, however few there are; in v, 32 channels.
-    """
-    H, D, size = config.n_head, config.head_dim, {"float32": 4, "float16": 2, "int8": 1}[kv]
-    parts = [
-        H * D * 32 * size,  # k [H, D, 32]
-        H * -(-D // 32) * page_slots * 32 * size,  # v [H, ceil(D / 32), page_slots, 32]
-        *([H * 32 * 4] * 2 if kv == "int8" else []),  # scales of k and of v [H, 32]
-        policy.rank(config) * 32 * 4,  # k_int [r, 32]
-        H * 32 * 4 if policy.heavy is not None else 0,  # accumulated attention [H, 32]
-        32 * 4,  # position [32]
-    ]
-    return _multiple(sum(_multiple(part, 64) for part in parts), 4096)
+    """The size of a page in C, in which both caches count."""
+    return page_layout(config, page_slots, kv, policy).bytes
 
 
 def _multiple(n: int, of: int) -> int:
@@ -152,12 +181,12 @@ def _floats(name: str, x, shape: tuple[int, int]) -> np.ndarray:
         raise TypeError(f"{name} must be a float32 array, not {getattr(x, 'dtype', type(x).__name__)}")
     if x.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, not {x.shape}")
-    return np.require(x, requirements=["C", "A"])  # contiguous and aligned
+    return x if x.strides[-1] == 4 and x.flags.aligned else np.array(x, order="C")
 
 
 def _inherited(pairs, rows: int) -> np.ndarray:
     if pairs is None:
-        return np.zeros((0, 2), np.int32)
+        return NOTHING
     if not isinstance(pairs, np.ndarray) or pairs.dtype != np.int32:
         raise TypeError(f"inherited must be an int32 array, not {getattr(pairs, 'dtype', type(pairs).__name__)}")
     if pairs.ndim != 2 or pairs.shape[1] != 2:

@@ -1,50 +1,87 @@
 """Decoding with a pruned cache: the layers of `model.py`, one row a token, and a cache in place of the mask."""
 
-import threading
+import operator
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-from dcp_ref.config import Config
-from dcp_ref.layers import layer_norm, linear
-from dcp_ref.model import block_params, mlp
-from dcp_ref.runtime import native
+from dcp_ref import files
+from dcp_ref.model import block_params
+from dcp_ref.runtime import kernels, native, native_kernels
 from dcp_ref.runtime.block import Stats
 from dcp_ref.runtime.cache import KVCache
+from dcp_ref.runtime.policies import Policy, for_model
+from dcp_ref.runtime.storage import check_storage
+from dcp_ref.runtime.turns import Turns
 from dcp_ref.weights import Model
 
-CACHES: dict[str, Callable[[Config], KVCache | native.NativeCache]] = {
-    "numpy": KVCache,
-    "native": native.NativeCache,
-}
+BACKENDS = ("native", "numpy")
+MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 
 class Engine:
-    """Feeds tokens to sequences that share one cache, and returns logits; float32 throughout.
+    """Feeds tokens to sequences that share one cache, and returns logits; arithmetic is in float32.
 
-    `backend` is "native" (C) or "numpy"; None takes native where it is built, else NumPy with one warning. The logits
-    and the live positions are those of the dense forward at alpha = inf.
-    Raises ValueError for an unknown backend, RuntimeError for a "native" that is not built.
+    `backend` is "native" (C) or "numpy"; None takes native where it is built, else NumPy with one warning. `policy` is
+    what decides a drop (policies.py): None is the learned scores where the model has them, else nothing is dropped. The
+    logits and the live positions are those of the dense forward with that policy at alpha = inf.
+    `weights` and `kv` are how matrices, and keys and values, are stored: "float32", "float16" or "int8" (storage.py).
+    `threads`: at most so many, and no more than OpenMP gives (OMP_NUM_THREADS, threadpoolctl); None is all of those.
+    `max_cache_bytes` bounds the pages of the cache, owned and free.
+    Raises TypeError or ValueError naming the argument, RuntimeError for a "native" that is not built.
     """
 
-    def __init__(self, model: Model, backend: str | None = None) -> None:
-        if backend is None:
-            backend = "native" if native.available() else "numpy"
-            if backend == "numpy":
-                warnings.warn("the C extension is not built: using the NumPy cache, which is slow", stacklevel=2)
-        if backend not in CACHES:
-            raise ValueError(f"backend {backend!r} is not one of {sorted(CACHES)}")
-        self.backend = backend
-        self.config = model.config
-        params = {name: np.ascontiguousarray(value, np.float32) for name, value in model.params.items()}
-        self._wte, self._wpe = params["wte.weight"], params["wpe.weight"]
-        self._head = params.get("lm_head.weight", self._wte)
-        self._ln_f = params["ln_f.weight"], params["ln_f.bias"]
-        self._blocks = [block_params(params, layer) for layer in range(self.config.n_layer)]
-        self._cache = CACHES[backend](self.config)
-        self._feeding = threading.Lock()  # one feed at a time: its steps use what it reserved
+    def __init__(self, model: Model, backend: str | None = None, *, policy: Policy | None = None,
+                 weights: str = "float32", kv: str = "float32", threads: int | None = None,
+                 max_cache_bytes: int | None = None) -> None:
+        self.backend, self.config, self.weights = _backend(backend), model.config, check_storage("weights", weights)
+        self.policy = for_model(model.config, policy)
+        self._threads = 0 if threads is None else operator.index(threads)
+        if threads is not None and not 1 <= threads < 2**31:
+            raise ValueError(f"threads must be a positive integer or None, not {threads}")
+        if max_cache_bytes is not None and operator.index(max_cache_bytes) < 1:
+            raise ValueError(f"max_cache_bytes must be positive or None, not {max_cache_bytes}")
+        options: dict[str, Any] = {"max_bytes": max_cache_bytes, "kv": kv, "policy": self.policy}
+        self._kernels: Any = native_kernels if self.backend == "native" else kernels
+        self._cache: KVCache | native.NativeCache
+        if self.backend == "native":
+            self._cache = native.NativeCache(self.config, threads=self._threads, **options)
+        else:
+            self._cache = KVCache(self.config, **options)
+        self._pack(model)
+        self._feeding = Turns("engine")  # one feed at a time: its steps use what it reserved
         self._length: dict[int, int | None] = {}  # tokens seen; None while a feed is under way
+
+    def _pack(self, model: Model) -> None:
+        """Keep the weights as the kernels want them, tensor by tensor: mapped ones are in memory once."""
+        params, config = model.params, self.config
+
+        def pack(name: str, w: np.ndarray, bias: np.ndarray | None = None, storage: str = self.weights) -> Any:
+            try:
+                return self._kernels.pack(w, bias, storage)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+            finally:
+                files.forget(w)
+
+        self._wte = pack("wte.weight", params["wte.weight"].T)
+        tied = config.tie_word_embeddings
+        self._head = self._wte if tied else pack("lm_head.weight", params["lm_head.weight"].T)
+        small = {name: np.array(x, np.float32) for name, x in params.items()
+                 if x.ndim == 1 or name == "wpe.weight"}  # as they are, whatever the storage
+        self._wpe, self._ln_f = small["wpe.weight"], (small["ln_f.weight"], small["ln_f.bias"])
+        self._blocks = []
+        for layer in range(config.n_layer):
+            p = block_params(params, layer)
+            block: dict[str, Any] = {**block_params(small, layer)}
+            for name in MATRICES:
+                block[name] = pack(f"h.{layer}.{name}.weight", p[f"{name}.weight"], block[f"{name}.bias"])
+            if self.policy.learned:  # float32 always: rounding must not flip a drop by itself
+                w = np.concatenate([p["attn.q_int.weight"], p["attn.k_int.weight"]], axis=1)
+                block["attn.int"] = pack(f"h.{layer}.attn.q_int.weight", w, storage="float32")
+            self._blocks.append(block)
 
     def new_sequence(self) -> int:
         """A handle of a new, empty sequence."""
@@ -52,10 +89,27 @@ class Engine:
         self._length[sequence] = 0
         return sequence
 
+    def fork(self, sequence: int) -> int:
+        """A handle of a new sequence with the same tokens, to be continued another way; the parent never changes.
+
+        Raises ValueError when it is unknown, CacheFull past max_cache_bytes, MemoryError; nothing has changed then.
+        """
+        with self._feeding:
+            length = self._start(sequence)
+            child = self._cache.fork(sequence)
+            self._length[child] = length
+            return child
+
+    def trim(self) -> None:
+        """Give pages of the cache that are free back to the operating system."""
+        with self._feeding:  # or it would take what a feed has reserved
+            self._cache.trim()
+
     def release(self, sequence: int) -> None:
         """Forget a sequence and free its slots. Raises ValueError when it is unknown or was released."""
-        self._cache.release(sequence)
-        del self._length[sequence]
+        with self._feeding:
+            self._cache.release(sequence)
+            del self._length[sequence]
 
     def feed(
         self, sequences: Sequence[int], token_lists: Sequence[Sequence[int]], logits: str = "last"
@@ -64,8 +118,8 @@ class Engine:
 
         logits="last" gives [V], those of a sequence's last token; "all" gives [tokens, V].
         Raises ValueError naming the culprit for an empty list, a repeated or released sequence, a token id outside
-        the vocabulary or a position >= n_positions, and MemoryError when the cache is full; no sequence has changed
-        then.
+        the vocabulary or a position >= n_positions, and CacheFull past max_cache_bytes, MemoryError; no sequence has
+        changed then.
         """
         if logits not in ("last", "all"):
             raise ValueError(f'logits must be "last" or "all", not {logits!r}')
@@ -80,11 +134,12 @@ class Engine:
         self._length.update(dict.fromkeys(sequences))
         x = self._blocks_forward(sequences, starts, counts, np.concatenate(ids))
         ends = np.cumsum(counts)
-        if logits == "last":
+        if logits == "last" and len(x) > len(counts):
             x = x[ends - 1]
-        x, _ = layer_norm(x, *self._ln_f, self.config.layer_norm_epsilon)
-        result = x @ self._head.T
-        self._length.update(zip(sequences, np.add(starts, counts).tolist(), strict=True))
+        K, threads = self._kernels, self._threads
+        x = K.layer_norm(x, *self._ln_f, self.config.layer_norm_epsilon, threads)
+        result = K.linear(x, self._head, threads=threads)
+        self._length.update(zip(sequences, map(operator.add, starts, counts), strict=True))
         return list(result) if logits == "last" else np.split(result, ends[:-1])
 
     def live_positions(self, sequence: int, layer: int) -> np.ndarray:  # -> int64 [N]
@@ -99,26 +154,24 @@ class Engine:
         return self._cache.stats()
 
     def _blocks_forward(self, sequences, starts, counts, ids):  # N ids in all -> [N, C]
+        K, threads, config, C = self._kernels, self._threads, self.config, self.config.n_embd
         positions = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)])
-        x = self._wte[ids] + self._wpe[positions]
-        inherited = None
+        x = K.embedding(ids, positions, self._wte, self._wpe)
+        inherited, interaction = None, {}
         for layer, p in enumerate(self._blocks):
-            n, _ = layer_norm(x, p["ln_1.weight"], p["ln_1.bias"], self.config.layer_norm_epsilon)
-            qkv, _ = linear(n, p["attn.c_attn.weight"], p["attn.c_attn.bias"])
-            q, k, v = (np.ascontiguousarray(part) for part in np.split(qkv, 3, axis=-1))
-            interaction = {}
-            if self.config.int_n_embd is not None:
-                interaction = {
-                    "q_int": n @ p["attn.q_int.weight"],
-                    "k_int": n @ p["attn.k_int.weight"],
-                    "beta": float(p["attn.int_bias"][0]),
-                }
+            n = K.layer_norm(x, p["ln_1.weight"], p["ln_1.bias"], config.layer_norm_epsilon, threads)
+            qkv = K.linear(n, p["attn.c_attn"], threads=threads)
+            if self.policy.learned:
+                both, r = K.linear(n, p["attn.int"], threads=threads), config.int_n_embd
+                interaction = {"q_int": both[:, :r], "k_int": both[:, r:], "beta": float(p["attn.int_bias"][0])}
             y, dropped = self._cache.step(
-                layer, sequences, starts, counts, q, k, v, **interaction, inherited=inherited
-            )
-            inherited = dropped if self.config.propagate_in_depth else None
-            x = x + linear(y, p["attn.c_proj.weight"], p["attn.c_proj.bias"])[0]
-            x = x + mlp(x, p, self.config)[0]
+                layer, sequences, starts, counts, qkv[:, :C], qkv[:, C : 2 * C], qkv[:, 2 * C :], **interaction,
+                inherited=inherited)
+            inherited = dropped if config.propagate_in_depth else None
+            x = K.linear(y, p["attn.c_proj"], x, threads)
+            n = K.layer_norm(x, p["ln_2.weight"], p["ln_2.bias"], config.layer_norm_epsilon, threads)
+            hidden = K.activation(K.linear(n, p["mlp.c_fc"], threads=threads), config.activation_function, threads)
+            x = K.linear(hidden, p["mlp.c_proj"], x, threads)
         return x
 
     def _start(self, sequence: int) -> int:
@@ -148,3 +201,15 @@ class Engine:
                     f"({self.config.n_positions})"
                 )
         return rows
+
+
+def _backend(backend: str | None) -> str:
+    if backend is None:
+        backend = "native" if native.available() else "numpy"
+        if backend == "numpy":
+            warnings.warn("the C extension is not built: using the NumPy kernels, which are slow", stacklevel=3)
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is not one of {sorted(BACKENDS)}")
+    if backend == "native" and not native.available():
+        raise RuntimeError('C extension not built: install a C compiler and reinstall, or use backend="numpy"')
+    return backend

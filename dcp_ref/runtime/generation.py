@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,15 +36,17 @@ def generate(
     seed: int = 0,
     stop: str | Sequence[str] = (),
     backend: str | None = None,
+    **engine_options: Any,
 ) -> list[Generation]:
     """Continue each prompt (a text, or token ids), all in one batch: one Generation a prompt, in their order.
 
+    `backend` and `engine_options` (policy, weights, kv, threads, max_cache_bytes) are Engine's.
     Row b draws from SeedSequence([seed, b]) and ends by itself: it does not depend on the rows beside it. temperature
     0 is greedy. Raises ValueError naming the prompt or setting at fault, before anything is computed.
     """
     sampling = Sampling(temperature, top_k, top_p)
     rows = make_rows(model, prompts, max_new_tokens, seed, stop)
-    engine = Engine(model, backend)
+    engine = Engine(model, backend, **engine_options)
     while step(engine, rows, sampling):
         pass
     return [row.generation() for row in rows]

@@ -1,15 +1,27 @@
-"""The cache in C (csrc/dcp.h is its manual). The only file that imports the extension."""
+"""The cache in C (csrc/dcp.h is its manual). With native_kernels.py, the only file that uses the extension."""
 
 import functools
 import sys
-import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dcp_ref.config import Config
-from dcp_ref.runtime.block import Handles, Stats, check_block, check_counts, check_layer, check_pages
+from dcp_ref.runtime.block import (
+    Handles,
+    Stats,
+    check_arrays,
+    check_bytes,
+    check_counts,
+    check_layer,
+    check_pages,
+    check_starts,
+    page_layout,
+)
+from dcp_ref.runtime.policies import Policy, for_model
+from dcp_ref.runtime.storage import STORAGES, aligned, check_storage
+from dcp_ref.runtime.turns import Turns
 
 ffi: Any
 lib: Any
@@ -18,6 +30,9 @@ try:
 except ImportError:  # not built: the package runs on NumPy
     ffi = lib = None
 
+CHUNK_BYTES = 16 << 20  # of the cache, mapped at once: whole huge pages
+STORAGE = {name: code for code, name in enumerate(STORAGES)}  # DCP_FLOAT32, DCP_FLOAT16, DCP_INT8
+
 
 def available() -> bool:
     """Whether the extension is built."""
@@ -25,123 +40,205 @@ def available() -> bool:
 
 
 def simd_level() -> str:
-    """The instruction set that the C passes run with here: "avx512f", "avx2" or "baseline"; "" when not built."""
+    """The instruction set that the kernels run with here: "avx512f", "avx2" or "baseline"; "" when not built."""
     return ffi.string(lib.dcp_simd_level()).decode() if available() else ""
 
 
-def _check(code: int) -> int:
-    """`code`, a result of 0 or more, or the exception for one of dcp.h's negative codes."""
-    if code >= 0:
-        return code
-    raise {
-        lib.DCP_ENOMEM: MemoryError("out of memory, or past max_bytes: release a sequence, or make a larger cache"),
-        lib.DCP_EINVAL: ValueError("an argument is out of its range"),
-        lib.DCP_ENOROOM: RuntimeError("step without the reserve that it needs"),
-    }[code]
+def threads(most: int = 0) -> int:
+    """The threads that a kernel uses here when it may use `most`, 0 being no bound; 1 when not built."""
+    return lib.dcp_threads(most) if available() else 1
 
 
-def _one_at_a_time(method: Callable) -> Callable:
-    """C runs without Python's global lock: a cache that several threads use makes them wait for each other."""
+def _in_turn(method: Callable) -> Callable:
+    """C runs without Python's global lock: threads that share a cache wait for each other."""
 
     @functools.wraps(method)
     def waiting(self: "NativeCache", *args: Any, **kwargs: Any) -> Any:
-        with self._lock:
+        with self._turns:
             return method(self, *args, **kwargs)
 
     return waiting
 
 
-def _pointer(array: np.ndarray) -> Any:
-    return ffi.from_buffer({"f": "float[]", "i": "int32_t[]"}[array.dtype.kind], array)
+class _Batch(NamedTuple):
+    """Some sequences and how many rows each has, for C; the last one is kept, as every layer has the same."""
+
+    key: tuple[list, list, list]  # sequences, starts, counts
+    sequences: Any  # of dcp_sequence pointers
+    starts: Any
+    counts: Any
+    rows: int
+    most_dropped: int
 
 
 class NativeCache:
-    """The same methods, arguments and results as KVCache, in C."""
+    """The same methods, arguments and results as KVCache, in C.
 
-    def __init__(self, config: Config, page_slots: int = 32, max_bytes: int | None = None) -> None:
+    A step uses at most `threads` threads, and no more than OpenMP gives (OMP_NUM_THREADS, threadpoolctl); 0 is all.
+    """
+
+    def __init__(self, config: Config, page_slots: int = 32, max_bytes: int | None = None, kv: str = "float32",
+                 policy: Policy | None = None, threads: int = 0) -> None:
         if not available():
             raise RuntimeError('C extension not built: install a C compiler and reinstall, or use backend="numpy"')
         check_pages(page_slots, max_bytes)
-        self.config, self.page_slots, self.max_bytes = config, page_slots, max_bytes
-        cache = lib.dcp_cache_new(config.n_layer, config.n_positions, config.n_head, config.n_embd,
-                                  config.int_n_embd or 0, page_slots, min(max_bytes or 0, sys.maxsize))
-        if cache == ffi.NULL:
-            raise MemoryError(f"no cache for {config}")
-        self._cache = ffi.gc(cache, lib.dcp_cache_free)
-        self._lock = threading.RLock()
+        self.config, self.page_slots, self.max_bytes, self.threads = config, page_slots, max_bytes, threads
+        self.kv, self.policy = check_storage("kv", kv), for_model(config, policy)
+        self._rank = self.policy.rank(config)
+        self._scales = [config.attention_scale(layer) for layer in range(config.n_layer)]
+        self._cache = ffi.gc(self._new_cache(), lib.dcp_cache_clear)
+        self._turns = Turns("cache")
         self._sequences = Handles()  # of dcp_sequence pointers, which the cache owns
+        self._batch: _Batch | None = None
 
-    @_one_at_a_time
+    def _new_cache(self) -> Any:
+        """An empty dcp_cache. Raises MemoryError."""
+        config, policy = self.config, self.policy
+        if max(config.n_layer, config.n_positions, config.n_embd, self._rank) > 2**24:
+            raise MemoryError(f"no cache for {config}")
+        layout = page_layout(config, self.page_slots, self.kv, policy)
+        threads, v_panels = lib.dcp_threads(self.threads), -(-config.head_dim // lib.DCP_LANES)
+        list_pages = -(-config.n_positions // self.page_slots)
+        tiles = threads * config.n_head * (list_pages + v_panels + 1)
+        self._scratch = aligned((tiles * lib.DCP_TILE_ROWS * lib.DCP_LANES,), "float32")
+        self._round = np.empty(0, np.uint8)
+        return ffi.new("dcp_cache *", {
+            "layers": config.n_layer, "positions": config.n_positions, "heads": config.n_head,
+            "channels": config.n_embd, "head_dim": config.head_dim, "rank": self._rank, "kv": STORAGE[self.kv],
+            "part": layout.parts, "v_at": layout.v_at, "v_panels": v_panels, "list_pages": list_pages,
+            "threads": threads, "scratch": ffi.from_buffer(self._scratch),
+            "policy": {"window": policy.window or 0, "first": policy.first, "stride": policy.stride,
+                       "heavy": policy.heavy or 0, "by_attention": policy.heavy is not None},
+            "pool": {"page_slots": self.page_slots, "page_bytes": layout.bytes,
+                     "chunk_pages": max(CHUNK_BYTES // layout.bytes, 1),
+                     "max_pages": min(self.max_bytes or sys.maxsize, sys.maxsize) // layout.bytes}})
+
+    @_in_turn
     def new_sequence(self) -> int:
         """A handle of a new, empty sequence. Raises MemoryError."""
-        sequence = lib.dcp_sequence_new(self._cache)
-        if sequence == ffi.NULL:
-            raise MemoryError("no memory for a new sequence")
-        return self._sequences.add(sequence)
+        return self._add(lib.dcp_sequence_new(self._cache))
 
-    @_one_at_a_time
+    @_in_turn
+    def fork(self, sequence: int) -> int:
+        """A handle of a new sequence with the same tokens; what is fed to one does not reach the other.
+
+        Raises ValueError when the sequence is unknown, CacheFull past max_bytes, MemoryError; nothing has changed then.
+        """
+        parent = self._sequences[sequence]
+        self._check_room(sum(slots.pages for slots in self._slots(parent)))
+        return self._add(lib.dcp_sequence_fork(self._cache, parent))
+
+    @_in_turn
     def release(self, sequence: int) -> None:
         """Forget a sequence. Raises ValueError when it is unknown."""
+        self._batch = None
         lib.dcp_sequence_free(self._cache, self._sequences.pop(sequence))
 
-    @_one_at_a_time
+    @_in_turn
     def reserve(self, sequences: Iterable[int], counts: Iterable[int]) -> None:
         """Make room in every layer for counts[b] more tokens of sequences[b]: then the steps of these cannot fail.
 
-        Raises ValueError (unknown or repeated sequence, too many tokens) or MemoryError; nothing has changed then.
+        Raises ValueError (unknown or repeated sequence, too many tokens), CacheFull or MemoryError; nothing has changed
+        then. Room is for the case that nothing is dropped; the system gives memory only to what is then used.
         """
         handles = list(sequences)
-        found = self._sequences.distinct(handles)
-        seen = [max(s.layer[layer].seen for layer in range(self.config.n_layer)) for s in found]
+        seen = [max(slots.seen for slots in self._slots(s)) for s in self._sequences.distinct(handles)]
         counts = check_counts(self.config, seen, counts)
-        found = self._sequences.distinct(handles)  # again: `counts` may be a generator that released one
-        c_sequences, c_counts = ffi.new("dcp_sequence *[]", found), ffi.new("size_t[]", counts)
-        _check(lib.dcp_reserve(self._cache, c_sequences, c_counts, len(found)))
+        batch = self._batch_of(handles, seen, counts)  # after `counts`: a generator may have released one
+        pages = lib.dcp_more_pages(self._cache, batch.sequences, batch.counts, len(handles), 0, self.config.n_layer)
+        self._check_room(pages)
+        needed = lib.dcp_round_bytes(self._cache, batch.counts, len(handles))
+        if needed > len(self._round):
+            self._round = np.empty(needed, np.uint8)
+            self._cache.round, self._cache.round_bytes = ffi.from_buffer(self._round), needed
+        if lib.dcp_pool_grow(ffi.addressof(self._cache, "pool"), pages) != lib.DCP_OK:
+            raise MemoryError("out of memory: release a sequence")
 
-    @_one_at_a_time
+    @_in_turn
+    def trim(self) -> None:
+        """Give the free pages back to the operating system."""
+        lib.dcp_pool_trim(ffi.addressof(self._cache, "pool"))
+
+    @_in_turn
     def step(self, layer: int, sequences: Iterable[int], starts: Iterable[int], counts: Iterable[int],
              q: np.ndarray, k: np.ndarray, v: np.ndarray,
              q_int: np.ndarray | None = None, k_int: np.ndarray | None = None, beta: float = 0.0,
              inherited: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Decode one layer of a ragged block: see KVCache.step."""
-        layer = check_layer(self.config, layer)
-        handles = list(sequences)
-        seen = [s.layer[layer].seen for s in self._sequences.distinct(handles)]
-        block = check_block(self.config, seen, starts, counts, q, k, v, q_int, k_int, beta, inherited)
-        out = np.empty(block.q.shape, np.float32)
-        dropped = np.empty((sum(seen) + len(out), 2), np.int32)
-        arrays = {name: _pointer(getattr(block, name)) for name in ("q", "k", "v", "q_int", "k_int", "inherited")}
-        found = self._sequences.distinct(handles)  # only now: `starts` may be a generator that released one
-        c_sequences = ffi.new("dcp_sequence *[]", found)
-        c_starts, c_counts = ffi.new("size_t[]", seen), ffi.new("size_t[]", block.counts)
-        c_block = ffi.new("dcp_block *", {
-            "layer": layer, "batch": len(found), "sequence": c_sequences, "start": c_starts, "count": c_counts,
-            "scale": self.config.attention_scale(layer), "beta": block.beta, "pairs": len(block.inherited), **arrays})
-        n = _check(lib.dcp_step(_pointer(out), _pointer(dropped), self._cache, c_block))
-        return out, dropped[:n].copy()
+        """Decode one layer of a ragged block: see KVCache.step. q, k and v may be columns of one array."""
+        layer, handles, starts, counts = check_layer(self.config, layer), list(sequences), list(starts), list(counts)
+        if self._batch is None or self._batch.key != (handles, starts, counts):
+            seen = [s.layer[layer].seen for s in self._sequences.distinct(handles)]
+            counts = check_counts(self.config, seen, counts)
+            check_starts(seen, starts)
+        arrays = check_arrays(self.config, self.policy, counts, q, k, v, q_int, k_int, beta, inherited)
+        batch = self._batch_of(handles, starts, counts)  # only now: beta's own code may have released a sequence
+        out = np.empty((batch.rows, self.config.n_embd), np.float32)
+        dropped = np.empty((batch.most_dropped, 2), np.int32)
+        q, k, v = _strided(arrays.q, arrays.k, arrays.v)
+        q_int, k_int = _strided(arrays.q_int, arrays.k_int)
+        block = ffi.new("dcp_block *", (
+            layer, len(handles), batch.sequences, batch.starts, batch.counts,
+            *[ffi.cast("float *", x.__array_interface__["data"][0]) for x in (q, k, v, q_int, k_int)],
+            q.strides[0] // 4, q_int.strides[0] // 4, self._scales[layer], arrays.beta,
+            ffi.from_buffer("int32_t[]", arrays.inherited), len(arrays.inherited), self.threads))
+        n = lib.dcp_step(ffi.from_buffer("float[]", out), ffi.from_buffer("int32_t[]", dropped), self._cache, block)
+        if n == lib.DCP_EINVAL:
+            check_starts([s.layer[layer].seen for s in self._sequences.distinct(handles)], starts)
+        if n < 0:
+            raise RuntimeError("step without the reserve that it needs")
+        return out, dropped[:n].copy() if n else np.empty((0, 2), np.int32)
 
-    @_one_at_a_time
+    @_in_turn
     def live_positions(self, sequence: int, layer: int) -> np.ndarray:  # -> int64 [N]
         """Positions of the live tokens, ascending."""
         table = self.slot_table(sequence, layer)
         return np.sort(table[table >= 0]).astype(np.int64)
 
-    @_one_at_a_time
+    @_in_turn
     def slot_table(self, sequence: int, layer: int) -> np.ndarray:  # -> int32 [pages, page_slots]
         """The position of the token in every slot, -1 in a free one."""
-        layer = check_layer(self.config, layer)
-        slots = self._sequences[sequence].layer + layer
-        table = np.empty((slots.pages, self.page_slots), np.int32)
-        lib.dcp_slot_table(_pointer(table), self._cache, slots)
+        slots = self._sequences[sequence].layer[check_layer(self.config, layer)]
+        table = np.full((slots.pages, self.page_slots), -1, np.int32)
+        for p, row in enumerate(table):
+            position = lib.dcp_positions(self._cache, slots.page[p])
+            live = [slot for slot in range(self.page_slots) if slots.bitmap[p] >> slot & 1]
+            row[live] = [position[slot] for slot in live]
         return table
 
-    @_one_at_a_time
+    @_in_turn
     def stats(self) -> Stats:
-        """Totals over layers and sequences."""
-        stats = lib.dcp_cache_stats(self._cache)
-        return Stats(stats.live_tokens, stats.slots, stats.bytes_owned, stats.bytes_reserved)
+        """Totals over layers and sequences, and the bytes of scratch."""
+        pool, layers = self._cache.pool, [slots for sequence in self._sequences for slots in self._slots(sequence)]
+        return Stats(
+            sum(slots.live for slots in layers), sum(slots.pages for slots in layers) * self.page_slots,
+            (pool.pages - pool.n_free) * pool.page_bytes, pool.pages * pool.page_bytes,
+            self._scratch.nbytes + self._round.nbytes)
 
-    @_one_at_a_time
-    def poison(self) -> None:
-        """For tests: fill every slot that is not live with NaN. No result may change."""
-        lib.dcp_poison(self._cache)
+    def _slots(self, sequence: Any) -> list[Any]:
+        """The dcp_slots of every layer."""
+        return [sequence.layer[layer] for layer in range(self.config.n_layer)]
+
+    def _check_room(self, pages: int) -> None:
+        """Raises CacheFull when so many free pages are more than the bound allows."""
+        pool = self._cache.pool
+        check_bytes((pool.pages + max(pages - pool.n_free, 0)) * pool.page_bytes, self.max_bytes)
+
+    def _add(self, sequence: Any) -> int:
+        if sequence == ffi.NULL:
+            raise MemoryError("no memory for a new sequence: release another")
+        return self._sequences.add(sequence)
+
+    def _batch_of(self, handles: list, starts: list, counts: list) -> _Batch:
+        if self._batch is None or self._batch.key != (handles, starts, counts):
+            found = self._sequences.distinct(handles)
+            self._batch = _Batch(
+                (handles, starts, counts), ffi.new("dcp_sequence *[]", found), ffi.new("size_t[]", starts),
+                ffi.new("size_t[]", counts), sum(counts), sum(starts) + sum(counts))
+        return self._batch
+
+
+def _strided(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The arrays, or copies, with their rows equally far apart in all."""
+    first = arrays[0].strides
+    same = arrays[1].strides == first and arrays[-1].strides == first
+    return arrays if same and first[0] >= 0 and first[0] % 4 == 0 else tuple(map(np.ascontiguousarray, arrays))

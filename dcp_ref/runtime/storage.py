@@ -1,6 +1,6 @@
 """How keys, values and weights are stored in fewer bits: the bytes, which C writes too.
 
-float16: beyond +-65504 becomes +-65504, then rounded to the nearest, ties to even.
+float16: beyond +-65504 becomes +-65504, as does NaN with its sign; then rounded to the nearest, ties to even.
 
 int8: n in -127 .. 127 with one float32 scale for each group: a token's D channels of one head, or a column of a weight
 matrix. All of it in float32, number by number:
@@ -33,7 +33,10 @@ def stored(x: np.ndarray, kv: str, n_head: int) -> np.ndarray:  # [N, C] float32
     if kv == "int8":
         n, scale = _to_int8(x.reshape(len(x), n_head, x.shape[1] // n_head), axis=-1)
         return dequantized(n, scale).reshape(x.shape)
-    return np.clip(x, -FLOAT16_MAX, FLOAT16_MAX).astype(np.float16).astype(np.float32) if kv == "float16" else x
+    if kv == "float16":
+        size = np.where(np.abs(x) < FLOAT16_MAX, np.abs(x), FLOAT16_MAX)
+        return np.copysign(size, x).astype(np.float16).astype(np.float32)
+    return x
 
 
 def quantized(w: np.ndarray, storage: str) -> tuple[np.ndarray, np.ndarray | None]:  # [in, out] -> [in, out], [out]
@@ -63,3 +66,10 @@ def _to_int8(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:  # floa
         inverse = np.where(m >= TINY, np.float32(127) / m, np.float32(0))
         n = np.clip(np.rint(x * inverse), -127, 127)
     return np.where(np.isnan(n), 0, n).astype(np.int8), m / np.float32(127)
+
+
+def aligned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """An array that starts at a multiple of 64 bytes, as vectors like it. Raises MemoryError."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    room = np.empty(size + 64, np.uint8)
+    return room[-room.ctypes.data % 64 :][:size].view(dtype).reshape(shape)

@@ -1,0 +1,95 @@
+/* common.h - what the C files share: includes, numbers in lanes, and the inner loop over them. */
+
+#define _GNU_SOURCE /* MAP_ANONYMOUS, madvise */
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#ifdef _OPENMP
+#include <omp.h>
+#include <pthread.h>
+#else
+#define omp_get_thread_num() 0
+#define omp_get_max_threads() 1
+#endif
+#include "dcp.h"
+
+/* Kernels are compiled once per instruction set, and the loader picks: AVX-512, AVX2, neither; or once, for neither. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__) && \
+    !defined(DCP_BASELINE)
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define SIMD_LEVEL (__builtin_cpu_supports("x86-64-v4") ? 2 : __builtin_cpu_supports("x86-64-v3") ? 1 : 0)
+#else
+#define CLONES
+#define SIMD_LEVEL 0
+#endif
+/* What a kernel calls must be inlined into each of its clones. */
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE size_t size_of(int type)
+{
+    return type == DCP_FLOAT32 ? 4 : type == DCP_FLOAT16 ? 2 : 1;
+}
+
+/* The byte where number j of row k of a panel stands. Four rows of int8 share a row of 32-bit words, the first in the
+ * low bytes: vectors of words can be shifted, bytes would have to be spread. */
+INLINE size_t offset(size_t k, size_t j, int type)
+{
+    return type == DCP_INT8 ? k / 4 * 4 * DCP_LANES + j * 4 + k % 4 : (k * DCP_LANES + j) * size_of(type);
+}
+
+INLINE size_t panel_bytes(size_t rows, int type)
+{
+    return offset(type == DCP_INT8 ? (rows + 3) / 4 * 4 : rows, 0, type);
+}
+
+/* That number. A half float's bits, shifted into a float's, are it times 2^-112: subnormals too. */
+INLINE float lane(const void *panel, size_t k, size_t j, int type)
+{
+    if (type == DCP_FLOAT32)
+        return ((const float *)panel)[k * DCP_LANES + j];
+    if (type == DCP_INT8)
+        return (float)((int32_t)(((const uint32_t *)panel)[k / 4 * DCP_LANES + j] << (24 - 8 * (k % 4))) >> 24);
+    const uint32_t bits = (uint32_t)(int32_t)((const int16_t *)panel)[k * DCP_LANES + j] << 13 & 0x8fffe000u;
+    float number;
+    memcpy(&number, &bits, sizeof number);
+    return number * 0x1p112f;
+}
+
+/* Rows to take at once of those left: in 32 wide registers 12 rows of sums have room, in 16 half as wide only 2. */
+INLINE size_t tile_rows(size_t rows)
+{
+    const size_t most = SIMD_LEVEL == 2 ? DCP_TILE_ROWS : 2, n = rows < most ? rows : most;
+    return n >= 12 ? 12 : n >= 8 ? 8 : n >= 4 ? 4 : n >= 2 ? 2 : 1;
+}
+
+/* Sums, scores or weights of up to 12 rows: 32 columns, or the slots of a page. */
+typedef float dcp_tile[DCP_TILE_ROWS][DCP_LANES];
+
+/* linear.c: sum[r] = x[r, 0..n-1] panel [n, 32], for rows of tile_rows; n after n: so a row's sums are its own. */
+void dcp_multiply(dcp_tile sum, const float *x, size_t stride, const void *panel, size_t n, int type, size_t rows);
+
+/* linear.c: sum[r] += x[r, s] panel[s] for the set bits s of live, panel [.., 32]. */
+void dcp_add_live(dcp_tile sum, const dcp_tile x, const void *panel, uint32_t live, int type, size_t rows);
+
+/* linear.c: threads for so many operations, 1 where they are done before another thread has woken up. */
+size_t dcp_threads_for(size_t operations, size_t threads);
+
+/* e^x to 2 units in the last place, 0 below e^-87; plain arithmetic, so that a loop of it is vectorised. */
+INLINE float exp_(float x)
+{
+    const float low = -87, high = 88, shift = 0x1.8p23f;
+    const float at = x < low ? low : x > high ? high : x;
+    const float rounded = at * 0x1.715476p+0f + shift, n = rounded - shift; /* at / log 2, to an integer */
+    const float f = (at - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;         /* log 2 in two parts */
+    const float p = 1 + f * (1 + f * (0.5f + f * (0x1.55548ep-3f + f * (0x1.55545ep-5f + f * (0x1.123bdep-7f +
+                    f * 0x1.6db4e8p-10f)))));
+    uint32_t bits;
+    memcpy(&bits, &rounded, sizeof bits);
+    bits = (bits << 23) + 0x3f800000u; /* 2^n: the integer stands in the low bits */
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return x < low ? 0 : p * power;
+}

@@ -1,0 +1,71 @@
+/* layers.c - layer norm, activations, embeddings. */
+
+#include "common.h"
+
+/* The sum of n numbers, or of their squared distances from `mean`: in 32 sums side by side, added up at the end. */
+INLINE float sum_of(const float *x, size_t n, float mean, int squares)
+{
+    float sum[DCP_LANES] = {0};
+    size_t i = 0;
+    for (; i + DCP_LANES <= n; i += DCP_LANES)
+        for (size_t j = 0; j < DCP_LANES; j++)
+            sum[j] += squares ? (x[i + j] - mean) * (x[i + j] - mean) : x[i + j];
+    for (size_t j = 0; i + j < n; j++)
+        sum[j] += squares ? (x[i + j] - mean) * (x[i + j] - mean) : x[i + j];
+    for (size_t m = DCP_LANES / 2; m > 0; m /= 2)
+        for (size_t j = 0; j < m; j++)
+            sum[j] += sum[j + m];
+    return sum[0];
+}
+
+CLONES void dcp_layer_norm_row(float *y, const float *x, const float *gain, const float *bias, float epsilon, size_t n)
+{
+    const float mean = sum_of(x, n, 0, 0) / (float)n;
+    const float rstd = 1 / sqrtf(sum_of(x, n, mean, 1) / (float)n + epsilon);
+    for (size_t i = 0; i < n; i++)
+        y[i] = (x[i] - mean) * rstd * gain[i] + bias[i];
+}
+
+void dcp_layer_norm(float *y, const float *x, const float *gain, const float *bias, float epsilon, size_t rows, size_t n,
+                    size_t threads)
+{
+    threads = dcp_threads_for(8 * rows * n, threads);
+#pragma omp parallel for num_threads((int)threads) schedule(static)
+    for (size_t r = 0; r < rows; r++)
+        dcp_layer_norm_row(y + r * n, x + r * n, gain, bias, epsilon, n);
+}
+
+/* x (1 + tanh(a x (1 + b x^2))) / 2 = x / (1 + e^(-2 a x (1 + b x^2))) */
+CLONES void dcp_gelu_new(float *y, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        y[i] = x[i] / (1 + exp_(-0x1.988454p+0f * x[i] * (1 + 0.044715f * x[i] * x[i])));
+}
+
+void dcp_activation(float *y, const float *x, int kind, size_t n, size_t threads)
+{
+    const size_t piece = 1 << 12, pieces = (n + piece - 1) / piece;
+    threads = dcp_threads_for(16 * n, threads);
+#pragma omp parallel for num_threads((int)threads) schedule(static)
+    for (size_t p = 0; p < pieces; p++) {
+        const size_t end = (p + 1) * piece < n ? (p + 1) * piece : n;
+        if (kind == DCP_GELU_NEW)
+            dcp_gelu_new(y + p * piece, x + p * piece, end - p * piece);
+        for (size_t i = p * piece; kind != DCP_GELU_NEW && i < end; i++)
+            y[i] = kind == DCP_RELU ? (x[i] < 0 ? 0 : x[i]) : x[i] * (1 + erff(x[i] * 0x1.6a09e6p-1f)) / 2;
+    }
+}
+
+void dcp_embedding(float *y, const int64_t *ids, const int64_t *positions, const dcp_matrix *wte, const float *wpe,
+                   size_t rows)
+{
+    const size_t n = wte->n_in;
+    for (size_t r = 0; r < rows; r++) {
+        const size_t id = (size_t)ids[r];
+        const char *panel = (const char *)wte->panel + id / DCP_LANES * panel_bytes(n, wte->type);
+        for (size_t i = 0; i < n; i++) {
+            const float x = lane(panel, i, id % DCP_LANES, wte->type);
+            y[r * n + i] = (wte->scale ? x * wte->scale[id] : x) + wpe[(size_t)positions[r] * n + i];
+        }
+    }
+}

@@ -1,0 +1,97 @@
+"""The kernels of a decode step in C (csrc/linear.c, csrc/layers.c): same names, arguments and results as kernels.py.
+
+Arrays must be float32, contiguous and of the right shape, or ValueError names the one that is not: C checks nothing.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from dcp_ref.runtime.kernels import pieces
+from dcp_ref.runtime.native import STORAGE, ffi, lib
+from dcp_ref.runtime.storage import aligned, check_storage
+
+LANES = 32  # columns of a panel: DCP_LANES
+KINDS = {"gelu_new": 0, "gelu": 1, "relu": 2}
+
+
+class Matrix:
+    """W [in, out] in panels of 32 columns, as stored (csrc/dcp.h); `c` is the dcp_matrix."""
+
+    def __init__(self, w: np.ndarray, bias: np.ndarray | None, storage: str) -> None:
+        if w.ndim != 2 or not w.size:
+            raise ValueError(f"w must be a matrix [in, out], not {w.shape}")
+        self.n_in, self.n_out = w.shape
+        if bias is not None and bias.shape != (self.n_out,):
+            raise ValueError(f"bias must have shape {(self.n_out,)}, not {bias.shape}")
+        check_storage("storage", storage)
+        n_panels, rows = -(-self.n_out // LANES), 4 if storage == "int8" else 1  # rows that share one of words
+        self.panels = aligned((n_panels, -(-self.n_in // rows), LANES, rows), storage)
+        self.scale = np.empty(self.n_out, np.float32) if storage == "int8" else None
+        self.bias = None if bias is None else np.array(bias, np.float32)
+        for first, stored, scale in pieces(w, storage):
+            end = first + stored.shape[1]
+            whole = self.n_in % rows == 0 and end % LANES == 0
+            columns = stored if whole else np.pad(stored, [(0, -self.n_in % rows), (0, -end % LANES)])
+            panels = columns.reshape(-1, rows, columns.shape[1] // LANES, LANES).transpose(2, 0, 3, 1)
+            self.panels[first // LANES : -(-end // LANES)] = panels
+            if self.scale is not None:
+                self.scale[first:end] = scale
+        self.c = ffi.new("dcp_matrix *", {
+            "n_in": self.n_in, "n_out": self.n_out, "type": STORAGE[storage],
+            "panel": ffi.from_buffer(self.panels), "scale": _or_null(self.scale), "bias": _or_null(self.bias)})
+
+
+def pack(w: np.ndarray, bias: np.ndarray | None = None, storage: str = "float32") -> Matrix:  # [in, out], [out]
+    """Weights for `linear`, or for `embedding` as [C, V]. Raises ValueError when float16 cannot hold them."""
+    return Matrix(w, bias, storage)
+
+
+def linear(x, w: Matrix, add=None, threads=0):  # [N, in], [N, out] -> [N, out]
+    """x W + bias, + add; a row's result does not depend on the rows beside it."""
+    n = len(x)
+    y = np.empty((n, w.n_out), np.float32)
+    added = ffi.NULL if add is None else _floats("add", add, y.shape)
+    lib.dcp_linear(_pointer(y), _floats("x", x, (n, w.n_in)), added, w.c, n, threads)
+    return y
+
+
+def layer_norm(x, g, b, epsilon, threads=0):  # [N, C], [C], [C] -> [N, C]
+    n, C = x.shape
+    y = np.empty((n, C), np.float32)
+    g, b = _floats("g", g, (C,)), _floats("b", b, (C,))
+    lib.dcp_layer_norm(_pointer(y), _floats("x", x, (n, C)), g, b, epsilon, n, C, threads)
+    return y
+
+
+def activation(x, kind, threads=0):  # [N, inner]
+    """`gelu_new`, `gelu` or `relu`."""
+    y = np.empty(x.shape, np.float32)
+    lib.dcp_activation(_pointer(y), _floats("x", x, x.shape), KINDS[kind], x.size, threads)
+    return y
+
+
+def embedding(ids, positions, wte: Matrix, wpe):  # int64 [N] x 2, [C, V], [n_positions, C] -> [N, C]
+    ids, positions = np.asarray(ids), np.asarray(positions)
+    for name, x, end in (("ids", ids, wte.n_out), ("positions", positions, len(wpe))):
+        if (x.size and x.dtype.kind not in "iu") or x.ndim != 1 or x.shape != ids.shape or np.any((x < 0) | (x >= end)):
+            raise ValueError(f"{name} must be integers [N] in [0, {end})")
+    ids, positions = (np.ascontiguousarray(x, np.int64) for x in (ids, positions))
+    y = np.empty((len(ids), wte.n_in), np.float32)
+    lib.dcp_embedding(_pointer(y), ffi.from_buffer("int64_t[]", ids), ffi.from_buffer("int64_t[]", positions), wte.c,
+                      _floats("wpe", wpe, (len(wpe), wte.n_in)), len(ids))
+    return y
+
+
+def _pointer(x: np.ndarray) -> Any:
+    return ffi.from_buffer("float[]", x)
+
+
+def _or_null(x: np.ndarray | None) -> Any:
+    return ffi.NULL if x is None else _pointer(x)
+
+
+def _floats(name: str, x: np.ndarray, shape: tuple[int, ...]) -> Any:
+    if x.dtype != np.float32 or x.shape != shape or not (x.flags.c_contiguous and x.flags.aligned):
+        raise ValueError(f"{name} must be contiguous float32 {shape}, not {x.dtype} {x.shape}")
+    return _pointer(x)

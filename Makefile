@@ -20,8 +20,9 @@ test: lint
 lint: .venv/test,dev
 	$(RUN)/ruff check && $(RUN)/mypy
 
-bench: .venv/test,rivals
-	$(RUN)/python benchmarks/alpha_sigmoid.py
+bench:
+	$(PYTHON) -m venv build/rivals && build/rivals/bin/pip install -q -e ".[rivals]"
+	for name in alpha_sigmoid decode; do build/rivals/bin/python benchmarks/$$name.py || exit; done
 
 mutants: .venv/test
 	$(RUN)/python tests/mutants.py

@@ -4,7 +4,8 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from measure import interleaved
+
+from dcp_ref.timing import interleaved
 
 BYTES = 1 << 30
 REDUCTIONS = {"np.sum": np.sum, "np.max": np.max, "np.bitwise_or": lambda x: np.bitwise_or.reduce(x.view(np.int64))}

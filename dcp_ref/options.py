@@ -34,6 +34,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("name", help="gpt2, gpt2-medium, ..., or owner/name")
     p.add_argument("--out", metavar="DIR", help="where to; without it, a directory of the model's name, here")
 
+    _bench_options(commands.add_parser("bench", help="measure what pruning is worth on this machine"))
+
     p = commands.add_parser("info", help="show what runs here: backend, versions, models")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     return top
@@ -54,15 +56,30 @@ def _generate_options(p: argparse.ArgumentParser) -> None:
     add("--json", action="store_true", help="print one JSON object, at the end")
 
 
+def _bench_options(p: argparse.ArgumentParser) -> None:
+    add = p.add_argument
+    add("--quick", action="store_true", help="fewer lengths, shares and rounds: half a minute instead of two")
+    add("--batch", type=int, default=8, metavar="N", help="sequences decoded at once (default: 8)")
+    storage_options(p)
+    add("--out", metavar="DIR", help="write the table, JSON and plots there too")
+    add("--json", action="store_true", help="print one JSON object")
+
+
 def engine_options(p: argparse.ArgumentParser) -> None:
     """Those of Engine, under the names of its arguments."""
     add = p.add_argument
     add("--backend", choices=sorted(BACKENDS), help="C or NumPy (default: native where it is built)")
     add("--policy", metavar="RULE", help=f"what drops tokens: {policies.FORMS} (default: learned, if the model can)")
+    storage_options(p)
+    add("--max-cache-bytes", type=int, metavar="N", help="more for keys and values is an error (default: no bound)")
+
+
+def storage_options(p: argparse.ArgumentParser) -> None:
+    """How Engine stores numbers, and its threads."""
+    add = p.add_argument
     add("--weights", choices=STORAGES, default="float32", help="how weights are stored (default: float32)")
     add("--kv", choices=STORAGES, default="float32", help="how keys and values are stored (default: float32)")
     add("--threads", type=int, metavar="N", help="at most (default: all that OMP_NUM_THREADS allows)")
-    add("--max-cache-bytes", type=int, metavar="N", help="more for keys and values is an error (default: no bound)")
 
 
 def engine(model: Model, args: argparse.Namespace) -> Engine:

@@ -3,36 +3,41 @@
 import statistics
 import sys
 import time
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 
 class Timing(NamedTuple):
-    median: float  # seconds a call
+    """Seconds a call."""
+
+    median: float
     low: float  # first quartile
     high: float  # third quartile
     calls: tuple[float, ...]  # in the order of the rounds
 
 
-def seconds(function):
+def seconds(function: Callable[[], object]) -> float:
     began = time.perf_counter()
     function()
     return time.perf_counter() - began
 
 
-def summary(calls):
+def summary(calls: list[float]) -> Timing:
     low, median, high = statistics.quantiles(calls, n=4, method="inclusive")
     return Timing(median, low, high, tuple(calls))
 
 
-def interleaved(contenders, rounds=5, warm=1, pause=0.25, title=""):
+def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int = 5, warm: int = 1, pause: float = 0.25,
+                title: str = "") -> dict[str, Timing]:
     """Time {name: function()} in rounds, of which `warm` more come first and do not count; {name: Timing}.
 
     Each round starts with the next contender, so that none always follows the same one. The pause lets the threads of
     the one before fall asleep: OpenMP runtimes spin for up to 200 ms after their last parallel region.
     """
-    names, calls = list(contenders), {name: [] for name in contenders}
+    names = list(contenders)
+    calls: dict[str, list[float]] = {name: [] for name in names}
     with tqdm(total=(warm + rounds) * len(names), desc=title, file=sys.stderr) as bar:
         for number in range(warm + rounds):
             first = number % len(names) if names else 0
@@ -41,13 +46,3 @@ def interleaved(contenders, rounds=5, warm=1, pause=0.25, title=""):
                 calls[name].append(seconds(contenders[name]))
                 bar.update()
     return {name: summary(each[warm:]) for name, each in calls.items()}
-
-
-def decoding(rival, steps):
-    """A contender of `interleaved`: so many decode steps; all contenders' contexts grow at the same pace."""
-
-    def run():
-        for _ in range(steps):
-            rival.step()
-
-    return run

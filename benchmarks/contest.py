@@ -1,0 +1,168 @@
+"""Ours against one rival at a time: both decode the same number of sequences, interleaved, then the rival is closed."""
+
+import contextlib
+import functools
+import gc
+from typing import NamedTuple
+
+import numpy as np
+from bandwidth import read_bandwidth
+from rival_ctranslate2 import CTranslate2
+from rival_llama import LlamaCpp
+from rivals import THREADS, Transformers, opened
+
+from dcp_ref import Config, Engine, policies, weights
+from dcp_ref.bench import SMALL, Decoding, calibrated, random_model, random_prompt
+from dcp_ref.bench_parts import kv_bytes
+from dcp_ref.runtime import native_kernels
+from dcp_ref.timing import interleaved
+
+TINY = Config(vocab_size=1000, n_embd=128, n_layer=2, n_head=2, int_n_embd=16, eos_token_id=None)
+OURS = {"no scores": None, "0% dropped": 0.0, "80% dropped": 0.8}  # share dropped by the learned rule; None: dense
+CONTEXT = 900  # where those shares are reached: midway, about, when the prompt has 880 tokens
+
+
+class Rows(NamedTuple):
+    """What a row of the table compares. `same` are the rivals that store numbers as we do; `other` are only shown."""
+
+    batch: int
+    prompt: int
+    steps: int  # of a call that is timed; 0: the prompt itself is
+    ours: tuple[str, ...]
+    same: tuple
+    other: tuple = ()
+    weights: str = "float32"
+    kv: str = "float32"
+
+
+class Setting:
+    """The model that all share, and how often each is timed."""
+
+    def __init__(self, tiny, rounds):
+        self.model, self.rounds = random_model(TINY if tiny else SMALL), rounds
+        self.config = self.model.config
+        self.plain = {name: x for name, x in self.model.params.items() if not weights.INTERACTION.fullmatch(name)}
+
+    @functools.cache  # noqa: B019 - there is one setting
+    def calibrated(self, share, context):
+        return calibrated(self.model, share, context)
+
+    def model_of(self, name, context=CONTEXT):
+        """(model, policy) of one of OURS, its share dropped reached after so many tokens."""
+        if OURS[name] is None:
+            return self.model, policies.dense
+        return self.calibrated(OURS[name], context), policies.learned
+
+    def decoding(self, name, batch, prompt, **options):
+        model, policy = self.model_of(name)
+        return Decoding(model, batch, prompt, policy=policy, threads=THREADS, **options)
+
+    def weight_bytes(self):
+        """What a step reads of a plain GPT-2: its matrices, the head among them."""
+        return sum(x.nbytes for name, x in self.plain.items() if x.ndim == 2 and name != "wpe.weight")
+
+
+def bandwidth(rounds=5):
+    """Bytes a second: the best of NumPy's sums and of our own kernel with 1 row, each over 1 GB, on all threads."""
+    w = np.ones((768, 50176), np.float32)
+    matrices = [native_kernels.pack(w) for _ in range(7)]
+    x = np.ones((1, 768), np.float32)
+
+    def kernel():
+        for matrix in matrices:
+            native_kernels.linear(x, matrix, threads=THREADS)
+
+    return read_bandwidth(THREADS, rounds, kernel, sum(matrix.panels.nbytes for matrix in matrices))
+
+
+def between_bandwidths(measure, *arguments):
+    """measure(...), with the bandwidth just before and just after it."""
+    before = bandwidth()
+    result = measure(*arguments)
+    gc.collect()
+    return result | {"bandwidth": {"before": before, "after": bandwidth()}}
+
+
+def versus(setting, rows):
+    """{"pairs": {rival: {contender: calls}}, ...} for `Rows`; ours are started anew beside each rival."""
+    result = {"batch": rows.batch, "prompt": rows.prompt, "steps": rows.steps, "pairs": {}, "same": [], "ours": {}}
+    result["weight_bytes"] = setting.weight_bytes()
+    for judged, chosen in ((True, rows.same), (False, rows.other)):
+        for kind, options in chosen:
+            room = rows.prompt + rows.steps * (setting.rounds + 1) + 2
+            rival = opened(kind, setting.plain, setting.config.n_head, rows.batch, room, **options)
+            if rival is None:
+                continue
+            with contextlib.closing(rival):
+                name = rival.name
+                result["pairs"][name] = against(setting, rows, rival, result["ours"])
+            result["same"] += [name] * judged
+            gc.collect()
+    return result
+
+
+def against(setting, rows, rival, facts):
+    """Seconds of each call of ours and of the rival's; `facts` gets what each of ours held."""
+    prompts = [random_prompt(setting.config, rows.prompt, seed).tolist() for seed in range(rows.batch)]
+    if rows.steps == 0:
+        contenders = prompt_contenders(setting, rows) | {rival.name: lambda: rival.start(prompts)}
+    else:
+        options = {"weights": rows.weights, "kv": rows.kv}
+        ours = {name: setting.decoding(name, rows.batch, rows.prompt, **options) for name in rows.ours}
+        rival.start(prompts)
+        before = {name: decoding.engine.stats().live_tokens for name, decoding in ours.items()}
+        contenders = {name: decoding.steps(rows.steps) for name, decoding in ours.items()}
+        contenders[rival.name] = decoding_of(rival, rows.steps)
+    timings = interleaved(contenders, setting.rounds, title=rival.name)
+    for name in rows.ours if rows.steps else ():
+        facts[name] = held(ours[name], before[name], rows.kv)
+    return {name: timing.calls for name, timing in timings.items()}
+
+
+def decoding_of(rival, steps):
+    def run():
+        for _ in range(steps):
+            rival.step()
+
+    return run
+
+
+def held(decoding, live_before, kv="float32"):
+    """Midway through the timed calls: the keys and values that a step reads; and the share dropped at their end."""
+    config, engine = decoding.engine.config, decoding.engine
+    live = (live_before + engine.stats().live_tokens) / 2 / config.n_layer
+    return {"kv_bytes": kv_bytes(config, live, kv), "share_dropped": decoding.share_dropped}
+
+
+def prompt_contenders(setting, rows):
+    """Each of ours feeds the prompt to a new sequence."""
+
+    def feeding(engine):
+        def run():
+            sequence = engine.new_sequence()
+            engine.feed([sequence], [prompt])
+            engine.release(sequence)
+
+        return run
+
+    prompt, contenders = random_prompt(setting.config, rows.prompt).tolist(), {}
+    for name in rows.ours:
+        model, policy = setting.model_of(name, rows.prompt)
+        contenders[name] = feeding(Engine(model, policy=policy, threads=THREADS))
+    return contenders
+
+
+FLOAT32 = ((Transformers, {}), (LlamaCpp, {}), (CTranslate2, {}))
+LLAMA_F16_KV = ((LlamaCpp, {"kv": "f16"}),)  # its default
+NOTHING, BOTH = ("no scores", "0% dropped"), ("no scores", "0% dropped", "80% dropped")
+VERSUS = {
+    "batch1-64": Rows(1, 64, 8, NOTHING, FLOAT32, LLAMA_F16_KV),
+    "batch1-880": Rows(1, 880, 8, BOTH, FLOAT32, LLAMA_F16_KV),
+    "batch1-float16": Rows(1, 64, 8, NOTHING, ((LlamaCpp, {"weight_type": "f16", "kv": "f16"}),), (),
+                           "float16", "float16"),
+    "batch1-int8": Rows(1, 64, 8, NOTHING, ((LlamaCpp, {"weight_type": "q8_0", "kv": "f16"}),),
+                        ((CTranslate2, {"weight_type": "int8"}),), "int8", "float16"),
+    "batch8": Rows(8, 880, 6, BOTH, FLOAT32, LLAMA_F16_KV),
+    "batch32": Rows(32, 880, 3, BOTH, FLOAT32, LLAMA_F16_KV),
+    "prompt": Rows(1, 880, 0, BOTH, FLOAT32, LLAMA_F16_KV),
+}

@@ -1,0 +1,196 @@
+"""The table and the plots of decode.py, from the JSON that it writes."""
+
+import json
+import statistics
+from importlib.metadata import distributions
+from pathlib import Path
+
+from dcp_ref.bench import Point
+from dcp_ref.cli_bench import pays_from, plot, scoring_share
+
+PACKAGES = ("dcp-ref", "numpy", "torch", "transformers", "ctranslate2", "llama_cpp_python")
+HEADER = ("row", "ours", "best rival", "ratio", "limit", "needed", "reached")
+HEADING = ("`make bench`, or benchmarks/decode.py: random {model}, float32 unless said, {threads} threads of {cpu} "
+           "({simd}), medians of {rounds}; {date}; {versions}.")
+# row: (title, {ours: (times the best rival, or this share of the limit)})
+VERSUS = {
+    "batch1-64": ("batch 1, after 64 tokens", {"0% dropped": (1.1, 0.92)}),
+    "batch1-880": ("batch 1, after 880 tokens", {"0% dropped": (1.1, 0.9), "80% dropped": (1.3, 0.9)}),
+    "batch1-float16": ("batch 1, float16 weights, after 64 tokens", {"no scores": (1.0, None)}),
+    "batch1-int8": ("batch 1, int8 weights, after 64 tokens", {"no scores": (1.0, None)}),
+    "batch8": ("batch 8, ~900 tokens", {"0% dropped": (2.5, None), "80% dropped": (4, None)}),
+    "batch32": ("batch 32, ~900 tokens", {"0% dropped": (2.5, None), "80% dropped": (5, None)}),
+    "prompt": ("prompt of 880 tokens", {"0% dropped": (1.3, None), "80% dropped": (1.5, None)}),
+}
+
+
+def versions():
+    """Of the packages that there are."""
+    found = {package.metadata["name"]: package.version for package in distributions()}
+    return ", ".join(f"{name} {found[name]}" for name in PACKAGES if name in found)
+
+
+def median(calls):
+    return statistics.median(calls)
+
+
+def bandwidth_of(raw):
+    """The mean of before and after."""
+    return (raw["bandwidth"]["before"]["best"] + raw["bandwidth"]["after"]["best"]) / 2
+
+
+def row(title, ours, rival="", ratio="", limit="", needed="", reached=None):
+    mark = "" if reached is None else "yes" if reached else "**no**"
+    return "| " + " | ".join([title, ours, rival, ratio, limit, needed, mark]) + " |"
+
+
+def speed(raw, seconds):
+    """Tokens a second, all sequences together: those decoded, or those of the prompt."""
+    return raw["batch"] * (raw["steps"] or raw["prompt"]) / seconds
+
+
+def versus(title, needs, raw):
+    """A line for each of ours: the rival that comes closest is the best, with ours as timed beside it."""
+    lines = []
+    for ours, (times, share) in needs.items():
+        ratios = {name: median(raw["pairs"][name][name]) / median(raw["pairs"][name][ours]) for name in raw["same"]}
+        best = min(ratios, key=ratios.get, default=None)
+        if best is None:
+            continue
+        pair, fact = raw["pairs"][best], raw["ours"].get(ours)
+        mine, theirs = (speed(raw, median(pair[name])) for name in (ours, best))
+        limit, needed, reached = "", f"{times} x the best rival", ratios[best] >= times
+        if share is not None:
+            bound = raw["batch"] * bandwidth_of(raw) / (raw["weight_bytes"] + fact["kv_bytes"])
+            limit, needed = f"{bound:.1f}", needed + f", or {share} x the limit"
+            reached = reached or mine >= share * bound
+        dropped = f"{fact['share_dropped']:.0%} dropped" if ours == "80% dropped" and fact is not None else ours
+        lines.append(row(f"{title}, {dropped}", f"{mine:.1f} tokens/s", f"{theirs:.1f} ({best})",
+                         f"{ratios[best]:.2f}", limit, needed, reached))
+    return lines
+
+
+def pruning(raw):
+    """The formula is decode.py's."""
+    batch, rate, seconds = raw["batch"], bandwidth_of(raw), {name: median(c) for name, c in raw["calls"].items()}
+    # Matrix products alone, at the measured rate for so many rows: t = FLOPs / (FLOPs / seconds).
+    products = max(raw["weight_bytes"] / rate, seconds["linear"])
+    nothing, most = (products + raw["ours"][name]["kv_bytes"] / rate for name in ("0% dropped", "80% dropped"))
+    measured, predicted = seconds["0% dropped"] / seconds["80% dropped"], nothing / most
+    title = f"batch {batch}, {raw['ours']['80% dropped']['share_dropped']:.0%} dropped against 0%"
+    return [row(title, f"{measured:.2f} x as fast", ratio=f"{measured / predicted:.2f}",
+                limit=f"{predicted:.2f} x predicted", needed="0.85 x the prediction",
+                reached=measured >= 0.85 * predicted)]
+
+
+def attention(raw):
+    lines, bound = [], bandwidth_of(raw)
+    for live, one in raw["live"].items():
+        rate = one["bytes"] / median(one["calls"])
+        lines.append(row(f"attention alone, batch 32, {live} live tokens", f"{rate / 1e9:.1f} GB/s",
+                         ratio=f"{rate / bound:.2f}", limit=f"{bound / 1e9:.1f}", needed="0.8 x the bandwidth",
+                         reached=rate >= 0.8 * bound))
+    return lines
+
+
+def linear(raw):
+    rate, bound = raw["bytes"] / median(raw["calls"]["1"]), bandwidth_of(raw)
+    lines = [row("linear alone, 1 row", f"{rate / 1e9:.1f} GB/s", ratio=f"{rate / bound:.2f}",
+                 limit=f"{bound / 1e9:.1f}")]
+    for rows, flops in raw["flops"].items():
+        if rows != "1":
+            lines.append(row(f"linear alone, {rows} rows", f"{flops / median(raw['calls'][rows]) / 1e9:.0f} GFLOP/s"))
+    return lines
+
+
+def scoring(raw):
+    cost = median(raw["calls"]["0% dropped"]) / median(raw["calls"]["no scores"]) - 1
+    return [row("all pruning work while nothing is dropped, batch 32, ~900 tokens", f"{cost:.1%} of a step",
+                needed="at most 8%", reached=cost <= 0.08)]
+
+
+def cache_bytes(raw):
+    ours, dense = raw["bytes"]["80% dropped"], raw["bytes"]["no scores"]
+    return [row(f"cache bytes, batch 32, 900 tokens, {raw['share_dropped']:.0%} dropped", f"{ours / 1e6:.0f} MB",
+                ratio=f"{ours / dense:.3f}", limit=f"dense: {dense / 1e6:.0f} MB", needed="at most 0.25 x dense",
+                reached=ours <= 0.25 * dense)]
+
+
+def rss(raw):
+    most = 1.15 * raw["weight_bytes"] + 150e6
+    return [row("peak RSS, model loaded and 1 sequence", f"{raw['rss'] / 1e6:.0f} MB",
+                ratio=f"{raw['rss'] / raw['weight_bytes']:.2f}", limit=f"weights: {raw['weight_bytes'] / 1e6:.0f} MB",
+                needed=f"at most {most / 1e6:.0f} MB", reached=raw["rss"] <= most)]
+
+
+OTHERS = {"pruning32": pruning, "pruning64": pruning, "attention": attention, "scoring": scoring, "bytes": cache_bytes,
+          "rss": rss, "linear": linear}
+
+
+def lines(results, name):
+    """The lines of the table that this row is."""
+    raw = results["rows"].get(name)
+    if raw is None or name == "lengths":
+        return []
+    return versus(*VERSUS[name], raw) if name in VERSUS else OTHERS[name](raw)
+
+
+def contenders(raw):
+    """{name: tokens/s} of a row with rivals; ours are the median over all their calls, beside every rival."""
+    calls = {}
+    for pair in raw["pairs"].values():
+        for name, timed in pair.items():
+            calls.setdefault(name, []).extend(timed)
+    return {name: speed(raw, median(timed)) for name, timed in calls.items()}
+
+
+def everybody(results):
+    """All contenders of the rows with rivals, those that store other numbers too."""
+    found = [f"* {VERSUS[name][0]}: " + ", ".join(f"{who} {rate:.1f}" for who, rate in contenders(raw).items())
+             for name, raw in results["rows"].items() if name in VERSUS]
+    return ["", "Tokens/s of all, ours with and without scores:", "", *found] if found else []
+
+
+def lengths(results):
+    points = [Point(**fields) for fields in results["rows"].get("lengths", {}).get("points", [])]
+    if not points:
+        return []
+    costs = ", ".join(f"{scoring_share(points, n):.1%} at {n}" for n in sorted({p.context for p in points}))
+    pays = ", ".join(f"{share} from {first['learned']} tokens on ({first['dense']} against a model without scores)"
+                     for share, first in pays_from(points).items())
+    return ["", f"Batch 32: the share of a step that scoring takes while nothing is dropped is {costs} tokens. "
+            f"Dropping pays: {pays}."]
+
+
+def write(results, path):
+    """The JSON, and the table beside it."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    table = ["| " + " | ".join(HEADER) + " |", "| " + " | ".join(["---"] * len(HEADER)) + " |"]
+    table += [line for name in (*VERSUS, *OTHERS) for line in lines(results, name)]
+    text = [HEADING.format(**results["facts"]), "", *table, *everybody(results), *lengths(results)]
+    path.with_suffix(".md").write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+def plots(results, path):
+    points = [Point(**fields) for fields in results["rows"].get("lengths", {}).get("points", [])]
+    if points:
+        plot(points, Path(f"{path.with_suffix('')}-lengths.png"))
+    bars({name: contenders(results["rows"][name]) for name in VERSUS if name in results["rows"]},
+         Path(f"{path.with_suffix('')}-rivals.png"))
+
+
+def bars(rates, path):
+    """One panel a row, ours in another colour."""
+    from matplotlib.figure import Figure
+
+    if not rates:
+        return
+    figure = Figure(figsize=(9, 1 + 1.7 * len(rates)), layout="constrained")
+    for axes, (name, found) in zip(figure.subplots(len(rates), squeeze=False)[:, 0], rates.items(), strict=True):
+        names = sorted(found, key=found.get)
+        ours = [who.endswith(("scores", "dropped")) for who in names]
+        labels = [f"ours, {who}" if own else who for who, own in zip(names, ours, strict=True)]
+        axes.barh(labels, [found[who] for who in names], color=["tab:orange" if own else "tab:blue" for own in ours])
+        axes.set_title(f"{VERSUS[name][0]}, tokens/s", loc="left", fontsize=10)
+    figure.savefig(path, dpi=120)

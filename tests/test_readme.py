@@ -19,9 +19,22 @@ def test_the_example_prints_what_it_says(tmp_path):
     assert printed == output
 
 
+def test_what_it_says_of_running_runs(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, check=True)
+
+
 def test_the_reading_order_names_files_that_exist():
     files = re.findall(r"\]\(([^)]+)\) \|", README)
     assert len(files) > 10 and all((ROOT / file).exists() for file in files)
+
+
+def test_its_table_is_the_newest_benchmark():
+    newest = max((ROOT / "benchmarks" / "results").glob("*-decode.md"))
+    table = [line for line in newest.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    assert len(table) > 10 and "\n".join(table) in README
+    assert f"({newest.relative_to(ROOT)})" in README
 
 
 def test_it_counts_the_mutants():

@@ -27,7 +27,7 @@ ATTEND = (
 )
 CACHES = ("tests/test_cache.py", "tests/test_cache_memory.py", "tests/test_cache_policies.py")
 KERNELS = ("tests/test_kernels.py", "tests/test_invariance.py")
-STORED = (*CACHES, *KERNELS)
+STORED = ("tests/test_native.py", *CACHES, *KERNELS)
 THREADS = ("tests/test_threads.py", "tests/test_invariance.py")
 CACHE, ENGINE = "dcp_ref/runtime/cache.py", "dcp_ref/runtime/engine.py"
 ATTENTION = "csrc/attention.c"
@@ -106,7 +106,8 @@ MUTANTS = [
     Mutant("int8 values without their scales (C)", ATTENTION, "? v_scale[j] : 0;", "? 1 : 0;", CACHES),
     Mutant("half floats: ties away from even (C)", ATTENTION, "0xfff + (bits >> 13 & 1)", "0x1000", STORED),
     Mutant("half floats are half as large (C)", "csrc/common.h", "number * 0x1p112f", "number * 0x1p111f", STORED),
-    Mutant("e^x is never 0 (C)", "csrc/common.h", "return x < low ? 0 : p * power;", "return p * power;", KERNELS),
+    Mutant("e^x is never 0 (C)", "csrc/common.h", "return x < low ? 0 : p * power;", "return p * power;",
+           ("tests/test_native.py",)),
     Mutant("the last panel is written whole (C)", "csrc/linear.c", "width = N - at < DCP_LANES ? N - at : DCP_LANES",
            "width = N - at < DCP_LANES ? N - at + 1 : DCP_LANES", KERNELS),
     Mutant("int8 columns without their scales (C)", "csrc/linear.c", "sum[r][j] * factor[j]", "sum[r][j]", KERNELS),

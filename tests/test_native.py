@@ -12,6 +12,8 @@ from cache_tools import poison
 from dcp_ref.config import Config
 from dcp_ref.runtime import native
 from dcp_ref.runtime.cache import KVCache
+from dcp_ref.runtime.policies import window
+from dcp_ref.runtime.storage import STORAGES, stored
 
 CONFIG = Config(vocab_size=1, n_positions=9, n_embd=4, n_layer=2, n_head=2, int_n_embd=4)
 built = pytest.mark.skipif(not native.available(), reason="the C extension is not built")
@@ -157,3 +159,31 @@ def test_poison_reaches_every_dead_slot_and_no_live_one():
              for page in stored]
     assert [np.isnan(row).all(axis=0).tolist() for row in rows] == 4 * [[False, False], [False, True], [True, True]]
     assert [np.isnan(row).any(axis=0).tolist() for row in rows] == 4 * [[False, False], [False, True], [True, True]]
+
+
+@built
+@pytest.mark.parametrize("kv", STORAGES)
+def test_a_token_alone_reads_its_value_back_as_stored(kv):
+    """To the bit: ties of half floats, subnormals and numbers beyond them too."""
+    config = Config(vocab_size=1, n_positions=1, n_embd=64, n_layer=1, n_head=2)
+    special = [1 + 2**-11, 1 + 3 * 2**-11, -1 - 2**-11, 2**-25, 3 * 2**-25, -(2**-24), 65519, 65520, -1e6, 1e-30, 0]
+    v = np.random.default_rng(0).normal(size=(1, 64)).astype(np.float32)
+    v[0, : len(special)] = special
+    cache = native.NativeCache(config, kv=kv)
+    sequence = cache.new_sequence()
+    cache.reserve([sequence], [1])
+    out, _ = cache.step(0, [sequence], [0], [1], v, v * 0, v)
+    np.testing.assert_array_equal(out, stored(v, kv, 2))
+
+
+@built
+def test_what_a_row_dropped_has_no_weight_at_all():
+    """Not even e^-87 of a huge value, which the row before it, of the same tile, still attends to."""
+    config = Config(vocab_size=1, n_positions=4, n_embd=4, n_layer=1, n_head=1)
+    cache = native.NativeCache(config, policy=window(1))
+    sequence = cache.new_sequence()
+    cache.reserve([sequence], [4])
+    v = np.arange(16, dtype=np.float32).reshape(4, 4)
+    v[0] = 3e38
+    out, _ = cache.step(0, [sequence], [0], [4], v * 0, v * 0, v)
+    np.testing.assert_array_equal(out, v)

@@ -286,7 +286,7 @@ static void attend_rows(float *out, const dcp_task *task, size_t i, size_t rows)
     const size_t k_bytes = panel_bytes(D, cache->kv), v_bytes = panel_bytes(cache->pool.page_slots, cache->kv);
     const float *q = part->block->q + (part->row + i) * stride;
     for (size_t p = 0; p < part->slots->pages; p++)
-        for (size_t h = task->first; any_live(part, i, p, rows) && h < task->end; h++)
+        for (size_t h = any_live(part, i, p, rows) ? task->first : task->end; h < task->end; h++)
             dcp_multiply(task->w[h * list + p], q + h * D, stride,
                          part->slots->page[p] + cache->part[DCP_K].at + h * k_bytes, D, cache->kv, rows);
     for (size_t h = task->first; h < task->end; h++)
@@ -294,10 +294,12 @@ static void attend_rows(float *out, const dcp_task *task, size_t i, size_t rows)
             task->total[h * DCP_TILE_ROWS + r] = dcp_softmax(task->w + h * list, r, part, i, h);
     for (size_t c = task->first * panels; c < task->end * panels; c++)
         memset(task->sum[c], 0, rows * sizeof *task->sum[c]);
-    for (size_t p = 0; p < part->slots->pages; p++)
+    for (size_t p = 0; p < part->slots->pages; p++) {
+        const uint32_t live = any_live(part, i, p, rows);
         for (size_t c = task->first * panels; c < task->end * panels; c++)
             dcp_add_live(task->sum[c], task->w[c / panels * list + p], part->slots->page[p] + cache->v_at + c * v_bytes,
-                         any_live(part, i, p, rows), cache->kv, rows);
+                         live, cache->kv, rows);
+    }
     for (size_t r = 0; r < rows; r++)
         for (size_t h = task->first; h < task->end; h++)
             for (size_t d = 0; d < D; d++)

@@ -5,8 +5,24 @@ batch: `...` stands for any leading axes. The dtype is the input's.
 """
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
+
+BLOCK = 64  # queries that attention and its mask take at once: their numbers then stay in the processor's cache
+
+
+def row_blocks(T: int) -> Iterator[tuple[slice, slice]]:
+    """The queries 0 .. T-1 in blocks, and the keys 0 .. i that each block's last one sees: half of all T x T pairs."""
+    for start in range(0, T, BLOCK):
+        stop = min(start + BLOCK, T)
+        yield slice(start, stop), slice(stop)
+
+
+def any_live(log_block, cols):  # [..., T, S] -> slice or [N]
+    """Of the keys `cols` (0 .. S-1), those that some query of the block keeps: all (a slice), or their positions."""
+    live = (log_block != -np.inf).any(tuple(range(log_block.ndim - 1)))
+    return cols if live.all() else np.flatnonzero(live)
 
 
 def linear(x, w, b):  # [..., C], [C, K], [K] -> [..., K]
@@ -82,9 +98,10 @@ def embedding(ids, wte, wpe):  # [..., T], [V, C], [n_positions, C] -> [..., T, 
     return wte[ids] + wpe[: ids.shape[-1]], (ids, wte, wpe)
 
 
-def embedding_backward(dy, saved):  # [..., T, C] -> [V, C], [n_positions, C]
+def embedding_backward(dy, saved, dwte=None):  # [..., T, C] -> [V, C], [n_positions, C]
+    """`dwte` is a gradient that tied weights already have, which is then added to in place."""
     ids, wte, wpe = saved
-    dwte, dwpe = np.zeros_like(wte), np.zeros_like(wpe)
+    dwte, dwpe = np.zeros_like(wte) if dwte is None else dwte, np.zeros_like(wpe)
     np.add.at(dwte, ids, dy)  # a token that occurs twice gets both gradients
     dwpe[: ids.shape[-1]] = dy.reshape(-1, *dy.shape[-2:]).sum(0)
     return dwte, dwpe
@@ -93,17 +110,19 @@ def embedding_backward(dy, saved):  # [..., T, C] -> [V, C], [n_positions, C]
 def cross_entropy(logits, targets):  # [..., V], [...] -> scalar
     """Mean of -log softmax(logits)[target] in nats over the targets that are not -1."""
     counted = targets != -1
-    shifted = logits - logits.max(-1, keepdims=True)
-    log_z = np.log(np.exp(shifted).sum(-1))
-    nll = log_z - np.take_along_axis(shifted, np.where(counted, targets, 0)[..., None], -1)[..., 0]
+    at = np.where(counted, targets, 0)[..., None]
+    e = logits - logits.max(-1, keepdims=True)
+    of_target = np.take_along_axis(e, at, -1)
+    np.exp(e, out=e)  # the logits are the largest arrays of a step: no copy more than needed
+    z = e.sum(-1, keepdims=True)
+    nll = (np.log(z) - of_target)[..., 0]
     n = max(counted.sum(), 1)
-    return nll[counted].sum() / n, (shifted, log_z, targets, counted, n)
+    return nll[counted].sum() / n, (e, z, at, counted[..., None] / n)
 
 
 def cross_entropy_backward(dloss, saved):  # scalar -> [..., V]
-    shifted, log_z, targets, counted, n = saved
-    dlogits = np.exp(shifted - log_z[..., None])
-    at = np.where(counted, targets, 0)[..., None]
-    np.put_along_axis(dlogits, at, np.take_along_axis(dlogits, at, -1) - 1, -1)  # nll = log_z - logits[target]
-    dlogits *= (counted * (dloss / n)).astype(dlogits.dtype)[..., None]
+    e, z, at, weight = saved
+    weight = (weight * dloss).astype(e.dtype)
+    dlogits = e * (weight / z)
+    np.put_along_axis(dlogits, at, np.take_along_axis(dlogits, at, -1) - weight, -1)  # nll = log z - logits[target]
     return dlogits

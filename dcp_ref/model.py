@@ -104,11 +104,9 @@ def _gpt2_backward(dlogits, dlog_own, saved, config):  # [B, T, V], [L, B, T, T]
     for layer in reversed(range(config.n_layer)):
         dx, dlog_i, block_grads = _block_backward(dx, dlog_own[layer], dlog_i, saved_blocks[layer], config)
         grads |= {f"h.{layer}.{name}": grad for name, grad in block_grads.items()}
-    grads["wte.weight"], grads["wpe.weight"] = embedding_backward(dx, saved_embedding)
-    if config.tie_word_embeddings:
-        grads["wte.weight"] += dhead
-    else:
-        grads["lm_head.weight"] = dhead
+    if not config.tie_word_embeddings:
+        grads["lm_head.weight"], dhead = dhead, None
+    grads["wte.weight"], grads["wpe.weight"] = embedding_backward(dx, saved_embedding, dhead)
     return grads
 
 

@@ -26,7 +26,7 @@ hidden, _ = embedding(ids, params["wte.weight"], params["wpe.weight"])  # [T, C]
 x, _ = layer_norm(hidden, p["ln_1.weight"], p["ln_1.bias"], config.layer_norm_epsilon)  # [T, C]
 w_q, w_k, beta = p["attn.q_int.weight"], p["attn.k_int.weight"], p["attn.int_bias"]  # [C, r], [C, r], [1]
 s, _ = scores(x, w_q, w_k, beta)  # [T, T]
-log_i, (keep, _) = log_mask(s, alpha=math.inf)  # [T, T]: cumulative sum down the columns of log keep
+log_i, _ = log_mask(s, alpha=math.inf)  # [T, T]: cumulative sum down the columns of log keep
 mask = np.exp(log_i)  # [T, T]: I, here 0 or 1
 
 print(f'"{text}"\nx {x.shape}, W_q_int {w_q.shape}, beta {beta[0]:.2f} -> s {s.shape}, I {mask.shape}\n')

@@ -29,8 +29,9 @@ s, _ = scores(x, p["attn.q_int.weight"], p["attn.k_int.weight"], p["attn.int_bia
 log_i, _ = log_mask(s, math.inf)  # [T, T]: 0 or -inf, one mask for all heads
 scale = config.attention_scale(layer=0)
 
-y_full, (*_, w_full, _) = attention(q, k, v, np.zeros_like(log_i), scale)  # [H, T, D], weights [H, T, T]
-y_pruned, (*_, w_pruned, _) = attention(q, k, v, log_i, scale)
+keep_all, unit = np.zeros_like(log_i), np.broadcast_to(np.eye(T, dtype=q.dtype), (H, T, T))
+y_full, y_pruned = (attention(q, k, v, log, scale)[0] for log in (keep_all, log_i))  # [H, T, D]
+w_full, w_pruned = (attention(q, k, unit, log, scale)[0] for log in (keep_all, log_i))  # [H, T, T]: the weights
 print(f"q, k, v {q.shape}, log I {log_i.shape} -> weights {w_pruned.shape}, y {y_pruned.shape}\n")
 
 dropped = np.isneginf(log_i)  # [T, T]

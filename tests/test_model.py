@@ -10,12 +10,21 @@ from hypothesis import strategies as st
 from models import GOLDEN_DIR, SMALL, random_params
 from tolerances import GOLDEN, HF_FLOAT32, PROJECTION
 
-from dcp_ref import forward, load, loss_and_grads, official
+from dcp_ref import forward, layers, load, loss_and_grads, official
 from dcp_ref.config import ACTIVATIONS
 
 OFFICIAL = np.load(GOLDEN_DIR / "official_small.npz")
 STATE = {name.removeprefix("param/"): OFFICIAL[name] for name in OFFICIAL.files if name.startswith("param/")}
 ALPHAS = ("1.1", "1.5", "2.0", "3.0", "4.0", "inf")
+
+
+@pytest.fixture(autouse=True, scope="module", params=[3, 64])
+def _block(request):
+    """Everything with several blocks of queries, and with one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers, "BLOCK", request.param)
+        yield
+
 
 def relative(got, golden):
     return np.abs(got - golden).max() / np.abs(golden).max()

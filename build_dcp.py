@@ -12,22 +12,24 @@ from pathlib import Path
 from cffi import FFI
 
 # Relative to setup.py, as setuptools wants them.
-SOURCES = [f"csrc/{name}.c" for name in ("slots", "cache", "attention", "linear", "layers")]
-HEADER = Path(__file__).resolve().parent / "csrc" / "dcp.h"
+SOURCES = [f"csrc/{name}.c" for name in ("slots", "cache", "attention", "linear", "layers", "training")]
+HEADERS = [f"csrc/{name}.h" for name in ("dcp", "training")]
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []  # elsewhere the compiler may not have it: one thread
 # Where the loader picks AVX-512, in full width: twelve rows of sums then fit the registers.
 WIDE = ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
 
 ffibuilder = FFI()
-ffibuilder.cdef(HEADER.read_text(encoding="ascii"))
+for header in HEADERS:
+    ffibuilder.cdef((Path(__file__).resolve().parent / header).read_text(encoding="ascii"))
 ffibuilder.set_source(
     "dcp_ref._native",
-    '#include <stddef.h>\n#include <stdint.h>\n#include "dcp.h"',
+    '#include <stddef.h>\n#include <stdint.h>\n#include "dcp.h"\n#include "training.h"',
     sources=SOURCES,
-    depends=["csrc/dcp.h", "csrc/common.h"],
+    depends=[*HEADERS, "csrc/common.h"],
     include_dirs=["csrc"],
-    # GNU C, not strict C11: contraction to fused multiply-add is off there.
-    extra_compile_args=["-std=gnu11", "-O3", "-ffp-contract=fast", *WIDE, *OPENMP],
+    # GNU C, not strict C11: contraction to fused multiply-add is off there. Nobody traps floating-point exceptions: so
+    # both sides of a conditional expression can be computed, side by side.
+    extra_compile_args=["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-trapping-math", *WIDE, *OPENMP],
     extra_link_args=OPENMP,
     optional=True,
 )

@@ -27,7 +27,9 @@ def any_live(log_block, cols):  # [..., T, S] -> slice or [N]
 
 def linear(x, w, b):  # [..., C], [C, K], [K] -> [..., K]
     """x W + b, with W stored [in, out] as GPT-2's Conv1D does."""
-    return x @ w + b, (x, w)
+    y = x @ w
+    y += b
+    return y, (x, w)
 
 
 def linear_backward(dy, saved):  # [..., K] -> [..., C], [C, K], [K]

@@ -32,3 +32,7 @@ STORED = {
     "float16": (3e-3, {"rtol": 5e-3, "atol": 5e-3}),
     "int8": (1e-2, {"rtol": 2e-2, "atol": 2e-2}),
 }
+# The kernels of training: sums of up to 100 products of size 1, over weights that are exponentials, in another order.
+TRAINING_KERNELS = {"rtol": 2e-5, "atol": 2e-5}
+# A log mask in float32 lies between those of scores one rounding below and above, but for its own roundings: a share.
+LOG_MASK = (1 + 2e-5, 1 - 2e-5)

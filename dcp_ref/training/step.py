@@ -7,7 +7,7 @@ import numpy as np
 
 from dcp_ref.config import Config
 from dcp_ref.model import forward, loss_and_grads
-from dcp_ref.training import data, schedules
+from dcp_ref.training import data, native, schedules
 from dcp_ref.training.checkpoint import State, TrainingError
 from dcp_ref.training.optimizer import Params, adamw, clip, global_norm
 from dcp_ref.training.settings import TrainSettings
@@ -44,9 +44,11 @@ def batch_gradients(
     Added up in the order of the sequences, so the result does not depend on which thread was faster.
     """
 
+    kernels = native.kernels(threads=0 if len(ids) == size else 1)  # one part alone may use all threads
+
     def part(start: int) -> tuple[tuple, Params]:
         rows = slice(start, start + size)
-        return loss_and_grads(state.params, ids[rows], targets[rows], state.config, alpha, gamma)
+        return loss_and_grads(state.params, ids[rows], targets[rows], state.config, alpha, gamma, kernels)
 
     results = pool.map(part, range(0, len(ids), size))
     first, total = next(results)

@@ -1,0 +1,131 @@
+"""One training step, loss and all gradients, beside transformers' GPT2LMHeadModel: ours prunes, theirs does not.
+
+    python benchmarks/training.py [--rounds N]
+
+Both run in one process for the times, 2 threads, interleaved, medians; each alone in a process for the memory that a
+step takes beyond what stood there before it. Writes benchmarks/results/DATE-training.md and .json.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from dcp_ref import Config, weights
+from dcp_ref.runtime import native
+from dcp_ref.timing import interleaved
+from dcp_ref.training.blas import Pool
+from dcp_ref.training.checkpoint import State
+from dcp_ref.training.step import batch_gradients
+
+RESULTS = Path(__file__).parent / "results"
+THREADS = 2
+SMALL = {"n_layer": 4, "n_embd": 128, "n_head": 4, "n_positions": 256, "vocab_size": 4096, "int_n_embd": 16}
+GPT2 = {"n_layer": 12, "n_embd": 768, "n_head": 12, "n_positions": 512, "vocab_size": 50257, "int_n_embd": 64}
+SHAPES = {"4 layers of 128, batch 8 x 256": (SMALL, 8), "GPT-2 small, batch 1 x 512": (GPT2, 1)}
+CASES = [(shape, alpha) for shape in SHAPES for alpha in (2.0, 5.0)]
+
+
+def ours(shape, alpha):
+    """A step of ours, one sequence at a time."""
+    sizes, batch = SHAPES[shape]
+    config = Config(**sizes, eos_token_id=0)
+    state = State(0, config, weights.init_params(config, 0), {}, {})
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (batch, config.n_positions + 1))
+    pool = Pool(THREADS)
+    return lambda: batch_gradients(state, tokens[:, :-1], tokens[:, 1:], alpha, 0.1, size=1, pool=pool)
+
+
+def transformers(shape, alpha):
+    """A step of theirs, the batch at once; without dropout."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.set_num_threads(THREADS)
+    sizes, batch = SHAPES[shape]
+    sizes = {name: value for name, value in sizes.items() if name != "int_n_embd"}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0, resid_pdrop=0, embd_pdrop=0,
+                                       attn_pdrop=0, loss_type="ForCausalLM")).train()
+    ids = torch.randint(0, sizes["vocab_size"], (batch, sizes["n_positions"]))
+
+    def step():
+        model.zero_grad(set_to_none=True)
+        model(ids, labels=ids).loss.backward()
+
+    return step
+
+
+CONTENDERS = {"dcp_ref": ours, "transformers": transformers}
+
+
+def memory(who, shape, alpha):
+    """MB that three steps take at their peak, beyond what stood there before them."""
+    step = CONTENDERS[who](shape, alpha)
+    before = status("VmRSS")
+    for _ in range(3):
+        step()
+    return (status("VmHWM") - before) / 1e3
+
+
+def status(field):
+    """kB, of this process."""
+    return int(re.findall(rf"{field}:\s*(\d+) kB", Path("/proc/self/status").read_text())[0])
+
+
+def alone(*arguments):
+    """What this file prints in a process of its own; with NumPy's BLAS as it comes."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS")}
+    done = subprocess.run([sys.executable, __file__, *map(str, arguments)], check=True, stdout=subprocess.PIPE,
+                          env=environment | {"OMP_NUM_THREADS": str(THREADS)})
+    return json.loads(done.stdout)
+
+
+def measure(shape, alpha, rounds):
+    timings = interleaved({who: make(shape, alpha) for who, make in CONTENDERS.items()}, rounds, title=shape)
+    return {who: timing.calls for who, timing in timings.items()}
+
+
+def table(cases):
+    lines = ["| step | alpha | dcp_ref, s | transformers, s | ratio | dcp_ref, MB | transformers, MB |",
+             "| --- | --- | --- | --- | --- | --- | --- |"]
+    for case in cases:
+        (a, b), memory = ((float(np.median(case["calls"][who])) for who in CONTENDERS), case["memory"])
+        lines.append(f"| {case['shape']} | {case['alpha']:g} | {a:.3f} | {b:.3f} | {a / b:.2f} | "
+                     f"{memory['dcp_ref']:.0f} | {memory['transformers']:.0f} |")
+    return lines
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--rounds", type=int, default=9)
+    p.add_argument("--case", nargs=3, help=argparse.SUPPRESS)  # what to print: "calls" or whose memory; shape, alpha
+    args = p.parse_args()
+    if args.case:
+        what, shape, alpha = args.case
+        result = measure(shape, float(alpha), args.rounds) if what == "calls" else memory(what, shape, float(alpha))
+        print(json.dumps(result))
+        return
+    cases = [{"shape": shape, "alpha": alpha,
+              "calls": alone("--rounds", args.rounds, "--case", "calls", shape, alpha),
+              "memory": {who: alone("--case", who, shape, alpha) for who in CONTENDERS}} for shape, alpha in CASES]
+    date = datetime.date.today().isoformat()
+    versions = ", ".join(f"{package} {version(package)}" for package in ("numpy", "torch", "transformers"))
+    heading = (f"One training step, float32, {THREADS} threads of {platform.machine()} ({native.simd_level()}), "
+               f"medians of {args.rounds}, {date}; {versions}. Ours prunes, int_n_embd {SMALL['int_n_embd']} and "
+               f"{GPT2['int_n_embd']}; theirs does not. MB: what a step takes beyond the model.")
+    lines = [heading, "", *table(cases)]
+    print("\n".join(lines))
+    for suffix, text in ((".md", "\n".join(lines)), (".json", json.dumps({"date": date, "cases": cases}))):
+        (RESULTS / f"{date}-training{suffix}").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

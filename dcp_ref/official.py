@@ -14,7 +14,7 @@ LINEAR = re.compile(r"h\.\d+\..*(c_attn|c_proj|c_fc|q_int|k_int)\.weight")  # [i
 GPT2_EOS = 50256
 
 
-def from_official(state: Mapping[str, Any], n_head: int, propagate_in_depth: bool) -> Model:
+def from_official(state: Mapping[str, Any], n_head: int, propagate_in_depth: bool, int_delay: int = 0) -> Model:
     """The model of an official state dict, whose values are anything np.asarray takes; their dtype is kept.
 
     Raises CheckpointError, naming the tensor.
@@ -36,6 +36,7 @@ def from_official(state: Mapping[str, Any], n_head: int, propagate_in_depth: boo
             eos_token_id=GPT2_EOS if vocab_size > GPT2_EOS else None,
             int_n_embd=_matrix_shape(params, "h.0.attn.q_int.weight")[1] if pruned else None,
             propagate_in_depth=propagate_in_depth,
+            int_delay=int_delay,
         )
     except ValueError as error:
         raise CheckpointError(f"state: {error}") from None

@@ -59,7 +59,7 @@ def test_official_round_trip(config, seed, dtype):
     state = official.to_official(model.params)
     for name, array in state.items():
         assert not np.shares_memory(array, model.params[name.removeprefix("transformer.")])
-    back = official.from_official(state, config.n_head, config.propagate_in_depth)
+    back = official.from_official(state, config.n_head, config.propagate_in_depth, config.int_delay)
     assert replace(back.config, n_inner=config.n_inner) == config
     assert back.config.inner_dim == config.inner_dim
     assert_same(back.params, model.params)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from models import DELAYS
 from thread_tools import omp_threads
 from tolerances import KERNEL, LOG_MASK, TRAINING_KERNELS
 
@@ -64,18 +65,18 @@ def test_attention_reads_a_mask_that_comes_back():
     np.testing.assert_allclose(got, expected, **TRAINING_KERNELS)
 
 
-@given(SEEDS, st.integers(1, 100), ALPHAS, st.sampled_from([0.1, 1, 10]), st.booleans())
-def test_log_mask(seed, T, alpha, spread, exact):
+@given(SEEDS, st.integers(1, 100), ALPHAS, st.sampled_from([0.1, 1, 10]), st.booleans(), DELAYS)
+def test_log_mask(seed, T, alpha, spread, exact, delay):
     """Scores over the whole support and beyond; float32 throughout is as exact as scores that are off by a rounding."""
     rng = np.random.default_rng(seed)
     s = rng.normal(0.5, spread, (2, T, T)) / max(alpha - 1, 0.2)
     s = (np.round(4 * s) / 4 if exact else s).astype(F)  # exact: ties, 0, and the very edges of the support
-    got, saved = C.log_mask(s, alpha)
+    got, saved = C.log_mask(s, alpha, delay)
     nearby = [np.nextafter(s, F(end)).astype(np.float64) for end in (-np.inf, np.inf)]
-    ends = [interaction.log_mask(scores, alpha)[0] for scores in nearby]
+    ends = [interaction.log_mask(scores, alpha, delay)[0] for scores in nearby]
     low, high = (np.where(np.isneginf(end), -np.inf, end * factor) for end, factor in zip(ends, LOG_MASK, strict=True))
     assert got.dtype == F and ((low - 1e-5 <= got) & (got <= high + 1e-5)).all()
-    expected, expected_saved = NUMPY.log_mask(s, alpha)
+    expected, expected_saved = NUMPY.log_mask(s, alpha, delay)
     dlog_i = np.where(np.isneginf(expected), 0, rng.normal(size=s.shape)).astype(F)
     ds, expected_ds = C.log_mask_backward(dlog_i, saved), NUMPY.log_mask_backward(dlog_i, expected_saved)
     steep = np.abs(expected_ds) > 100 * np.abs(dlog_i).max()  # next to the edge of the support a rounding of s is much
@@ -88,7 +89,8 @@ def test_a_score_that_is_no_number_stays_none():
     s[0, 1, 0] = np.nan
     for alpha in (1.0, 1.5, 3.0):
         assert np.isnan(C.log_mask(s, alpha)[0][0, 1:, 0]).all()
-    assert np.array_equal(C.log_mask(s, math.inf)[0], NUMPY.log_mask(s, math.inf)[0])
+    for delay in (0, 1):
+        assert np.array_equal(C.log_mask(s, math.inf, delay)[0], NUMPY.log_mask(s, math.inf, delay)[0])
 
 
 @given(SEEDS, st.integers(1, 200), st.sampled_from(["gelu_new", "gelu", "relu"]), THREADS)
@@ -117,9 +119,10 @@ def test_cross_entropy(seed, T, V, size, ignored, threads):
 
 @pytest.mark.parametrize("depth", [False, True])
 @pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0, 5.0, math.inf])
-def test_the_losses_and_gradients_are_those_of_numpy(depth, alpha):
+@pytest.mark.parametrize("delay", [0, 3])
+def test_the_losses_and_gradients_are_those_of_numpy(depth, alpha, delay):
     config = Config(vocab_size=50, n_positions=80, n_embd=24, n_layer=3, n_head=3, eos_token_id=0, int_n_embd=4,
-                    propagate_in_depth=depth)
+                    propagate_in_depth=depth, int_delay=delay)
     params = {name: np.asarray(p, F) * (4 if "int.weight" in name else 1)
               for name, p in weights.init_params(config, 0).items()}
     params |= {f"h.{layer}.attn.int_bias": np.array([0.5], F) for layer in range(3)}

@@ -47,12 +47,12 @@ def _attend(saved, threads, *gradients):
         lib.dcp_attend_all(arguments, _pointer(scratch), bool(gradients), threads)
 
 
-def log_mask(s, alpha, threads=0):  # [..., T, T] -> [..., T, T]
+def log_mask(s, alpha, delay=0, threads=0):  # [..., T, T] -> [..., T, T]
     if alpha == math.inf:  # a step, whose slope is 0
-        return interaction.log_mask(s, alpha)[0], np.zeros_like(s)
-    log_i, slope = np.empty_like(s), np.empty_like(s)
+        return interaction.log_mask(s, alpha, delay)[0], np.zeros_like(s)
+    log_i, slope, T = np.empty_like(s), np.empty_like(s), s.shape[-1]
     for b in np.ndindex(*s.shape[:-2]):
-        lib.dcp_log_mask(*map(_pointer, (log_i[b], slope[b], s[b])), s.shape[-1], alpha - 1, 0, threads)
+        lib.dcp_log_mask(*map(_pointer, (log_i[b], slope[b], s[b])), T, alpha - 1, min(delay, T), threads)
     return log_i, slope
 
 

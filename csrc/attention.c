@@ -74,14 +74,18 @@ static void drop_inherited(dcp_part *part, uint32_t *live, size_t row)
     }
 }
 
-/* Every live token but those with s > 0, so that a tie and a NaN drop; s = row r of products * scale + beta. */
-static void drop_scored(dcp_part *part, uint32_t *live, dcp_tile *products, size_t r, size_t row)
+/* Every live token but those with s > threshold, so that a tie and a NaN drop, and those that came no more than `delay`
+ * positions before i; s = row r of products * scale + beta. */
+static void drop_scored(dcp_part *part, uint32_t *live, dcp_tile *products, size_t r, size_t i, size_t row)
 {
+    const dcp_policy *policy = &part->cache->policy;
     const float scale = 1 / sqrtf((float)part->cache->rank), beta = part->block->beta;
     for (size_t p = 0; p < part->slots->pages; p++) {
         uint32_t keep = 0;
         for (size_t j = 0; j < DCP_LANES; j++)
-            keep |= (uint32_t)(products[p][r][j] * scale + beta > 0) << j;
+            keep |= (uint32_t)(products[p][r][j] * scale + beta > policy->threshold) << j;
+        for (uint32_t bits = live[p] & ~keep; bits; bits &= bits - 1)
+            keep |= i - (size_t)position_in(part, p, bits) <= policy->delay ? bits & -bits : 0;
         drop(part, live, p, live[p] & ~keep, row);
     }
 }
@@ -161,7 +165,7 @@ static void judge(dcp_part *part, dcp_tile *scores)
             memcpy(live, live - list, list * sizeof *live);
         drop_inherited(part, live, row);
         if (cache->rank > 0)
-            drop_scored(part, live, scores, i - tile, row);
+            drop_scored(part, live, scores, i - tile, seen + i, row);
         if (cache->policy.window > 0)
             drop_unsafe(part, live, seen + i, row);
         if (part->rows == 1) {
@@ -323,13 +327,12 @@ static void attend(float *out, const dcp_task *task)
 static int check_block(const dcp_cache *cache, const dcp_block *block)
 {
     const size_t l = block->layer;
-    for (size_t b = 0; b < block->batch && l < cache->layers; b++) {
-        const size_t seen = block->sequence[b]->layer[l].seen;
-        if (block->start[b] != seen || block->count[b] > cache->positions - seen)
-            return DCP_EINVAL;
-    }
     if (l >= cache->layers)
         return DCP_EINVAL;
+    for (size_t b = 0; b < block->batch; b++)
+        if (block->start[b] != block->sequence[b]->layer[l].seen ||
+            block->count[b] > cache->positions - block->start[b])
+            return DCP_EINVAL;
     return dcp_more_pages(cache, block->sequence, block->count, block->batch, l, l + 1) <= cache->pool.n_free &&
            dcp_round_bytes(cache, block->count, block->batch) <= cache->round_bytes ? DCP_OK : DCP_ENOROOM;
 }

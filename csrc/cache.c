@@ -64,10 +64,9 @@ size_t dcp_more_pages(const dcp_cache *cache, dcp_sequence *const *sequence, con
 {
     size_t pages = 0;
     for (size_t b = 0; b < batch; b++)
-        for (size_t l = first; l < end; l++) {
-            const dcp_slots *slots = &sequence[b]->layer[l];
-            pages += dcp_pages_for(slots->live + count[b], cache->pool.page_slots) - slots->pages;
-        }
+        for (size_t l = first; l < end; l++)
+            pages += dcp_pages_for(sequence[b]->layer[l].live + count[b], cache->pool.page_slots) -
+                     sequence[b]->layer[l].pages;
     return pages;
 }
 

@@ -16,8 +16,7 @@
  * walks the pages in order, whatever the order of the positions (softmax does not mind).
  *
  * One thread at a time may use a cache; a kernel uses up to `threads` of its own, never more than OpenMP gives, 0: all
- * of those. No result depends on their number. Nothing here prints or exits; only dcp_pool_grow, dcp_sequence_new and
- * dcp_sequence_fork allocate. */
+ * of those. No result depends on their number. Nothing prints or exits; dcp_pool_grow, dcp_sequence_new, _fork allocate. */
 
 enum {
     DCP_OK = 0,
@@ -73,12 +72,13 @@ void dcp_slots_keep(dcp_slots *slots, const uint32_t *bitmap);
 
 /* ---- cache.c: what a slot holds. ---- */
 
-/* What drops a token j when token i > j arrives, besides inheritance: its learned score, where the cache has a rank;
- * and, where window is not 0, its position, unless i - j < window, or j < first, or stride is not 0 and divides j; or, if
- * by_attention, j is among the `heavy` other tokens to which the rows before i attended most. */
+/* What drops a token j when token i > j arrives, besides inheritance: its learned score, where the cache has a rank,
+ * unless it is above threshold, or i - j <= delay; and, where window is not 0, its position, unless i - j < window, or
+ * j < first, or stride is not 0 and divides j; or, if by_attention, j is among the `heavy` others most attended before. */
 typedef struct {
-    size_t window, first, stride, heavy;
+    size_t window, first, stride, heavy, delay;
     int by_attention;
+    float threshold;
 } dcp_policy;
 
 typedef struct dcp_sequence {
@@ -95,8 +95,7 @@ typedef struct {
  * int8 keys and values [heads]; k_int [rank]; attention so far [heads], if by_attention; position, int32_t. */
 enum { DCP_K, DCP_K_SCALE, DCP_V_SCALE, DCP_K_INT, DCP_SUMS, DCP_POSITION, DCP_PARTS };
 
-/* A cache is a struct of the caller's: zeros, but for all from layers to scratch and the first four of pool. No size is
- * above 2^24. */
+/* A cache is a struct of the caller's: zeros, but for layers to scratch and the first four of pool; no size above 2^24. */
 typedef struct {
     size_t layers, positions, heads, channels, head_dim, rank; /* rank is r, 0 without learned dropping */
     int kv;                      /* how keys and values are stored */
@@ -150,7 +149,7 @@ typedef struct {
 } dcp_block;
 
 /* Decodes the block: for each row, in order, drop the tokens it inherits as dropped, score the live ones, drop those
- * whose score is not above 0, then those that the policy drops, insert the row's own token, attend. Then compacts.
+ * that their scores drop, then those that their positions do, insert the row's own token, attend. Then compacts.
  * out [rows, channels]. dropped [sum of start[b] + count[b], 2]: (row, position) of each token that left this layer's
  * cache; rows ascend, and positions within a row. Returns the number of pairs in it; or, with the cache unchanged,
  * DCP_EINVAL when the layer does not exist, a start is not the number of tokens seen, or a sequence would pass the last

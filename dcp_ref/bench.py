@@ -41,9 +41,9 @@ def calibrated(model: Model, share_dropped: float, context: int, seed: int = 0) 
     Raises ValueError when the share is not in [0, 1), or the model has no interaction weights.
     """
     config = model.config
-    if not 0 <= share_dropped < 1 or config.int_n_embd is None or config.propagate_in_depth:
+    if not 0 <= share_dropped < 1 or config.int_n_embd is None or config.propagate_in_depth or config.int_delay:
         raise ValueError(f"share_dropped must be in [0, 1), not {share_dropped}, and the model one with interaction "
-                         "weights and without propagate_in_depth")
+                         "weights and without propagate_in_depth and int_delay")
     params, ids = dict(model.params), random_prompt(config, context, seed)[None]
     x, _ = embedding(ids, params["wte.weight"], params["wpe.weight"])
     for layer in range(config.n_layer):
@@ -55,7 +55,7 @@ def calibrated(model: Model, share_dropped: float, context: int, seed: int = 0) 
         s, _ = scores(n[0], p["attn.q_int.weight"], p["attn.k_int.weight"], np.zeros(1, np.float32))
         lowest = np.where(np.tri(context, k=-1, dtype=bool), s, np.inf).min(0)[:-1]  # of each token, down the queries
         params[name] = np.full(1, _bias(lowest, max(round((1 - share_dropped) * context), 1) - 1), np.float32)
-        x, *_ = _block(x, 0.0, p | {"attn.int_bias": params[name]}, config, layer, math.inf, None)
+        x, *_ = _block(x, 0.0, p | {"attn.int_bias": params[name]}, config, layer, math.inf, None, 0.0)
     return Model(config, params, model.tokenizer)
 
 

@@ -6,7 +6,7 @@
     N  live tokens, or the rows of a ragged batch
     i  the attending token (query)      j <= i  the attended one (key)
 
-    s[i, j]     interaction score                     keep[i, j]  alpha_sigmoid(s[i, j])
+    s[i, j]     interaction score                     keep[i, j]  alpha_sigmoid(s[i, j]); 1 where i - j <= int_delay
     I[i, j]     product of keep[j+1 .. i, j]: how much of token j is left when token i attends
     log_I       its logarithm: 0 is kept, -inf is dropped
 """
@@ -25,10 +25,11 @@ ALIASES = {  # names that transformers reads too
 
 @dataclass(frozen=True)
 class Config:
-    """GPT-2's `config.json` under its Hugging Face names (defaults: GPT2Config's), and two of the paper's.
+    """GPT-2's `config.json` under its Hugging Face names (defaults: GPT2Config's), and three of the rule that drops.
 
     `int_n_embd` is the width r of the interaction queries and keys; None is a plain GPT-2, which keeps everything.
-    With `propagate_in_depth` a token that one layer drops is dropped by all later layers too.
+    With `propagate_in_depth` a token that one layer drops is dropped by all later layers too. For `int_delay` steps a
+    token is safe: token i may drop token j where i - j > int_delay.
     Raises ValueError, naming the field, when a value is impossible.
     """
 
@@ -46,6 +47,7 @@ class Config:
     eos_token_id: int | None = 50256
     int_n_embd: int | None = None
     propagate_in_depth: bool = False
+    int_delay: int = 0
 
     def __post_init__(self) -> None:
         positive = ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head"]
@@ -65,6 +67,9 @@ class Config:
         epsilon = self.layer_norm_epsilon
         if not isinstance(epsilon, (int, float)) or not 0 < epsilon < 1:
             raise ValueError(f"config: layer_norm_epsilon must be between 0 and 1, not {epsilon!r}")
+        delay = self.int_delay
+        if not isinstance(delay, int) or isinstance(delay, bool) or delay < 0:
+            raise ValueError(f"config: int_delay must be an integer of 0 or more, not {delay!r}")
         eos = self.eos_token_id
         if eos is not None and (not isinstance(eos, int) or isinstance(eos, bool)):
             raise ValueError(f"config: eos_token_id must be an integer or null, not {eos!r}")

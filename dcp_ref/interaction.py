@@ -2,7 +2,7 @@
 Attention").
 
     s[i, j] = q_int[i] . k_int[j] / sqrt(r) + beta             for j < i
-    keep[i, j] = alpha_sigmoid(s[i, j]);  keep[j, j] = 1
+    keep[i, j] = alpha_sigmoid(s[i, j]);  1 where i - j <= delay (0 unless told: then keep[j, j] alone)
     I[i, j] = keep[j+1, j] ... keep[i, j]                       once gone, gone for good
 
 A product of many gates underflows, and its backward would divide by them: so all of it is done in logarithms, where
@@ -10,6 +10,7 @@ the product is a sum down the queries. log 0 is a true -inf: no epsilon.
 """
 
 import math
+import numbers
 
 import numpy as np
 
@@ -35,14 +36,15 @@ def scores_backward(ds, saved):  # [..., T, T] -> [..., T, C], [C, r], [C, r], [
     return dx, project_backward(dq, x), project_backward(dk, x), dbeta
 
 
-def log_mask(s, alpha):  # [..., T, T] -> [..., T, T]
-    """log I: 0 where token j is kept whole (and for j >= i), -inf where it is gone."""
+def log_mask(s, alpha, delay=0):  # [..., T, T] -> [..., T, T]
+    """log I: 0 where token j is kept whole (and for j >= i - delay), -inf where it is gone."""
+    delay = min(delay, s.shape[-1])
     log_i, blocks = np.zeros_like(s), []
     for rows, cols in row_blocks(s.shape[-1]):
         before = log_i[..., max(rows.start - 1, 0), None, cols]
         live = any_live(before, cols)
-        earlier = np.tri(rows.stop - rows.start, rows.stop, rows.start - 1, dtype=bool)[:, live]  # j < i
-        p = alpha_sigmoid(np.where(earlier, s[..., rows, live], np.inf), alpha)  # an infinite score keeps
+        judged = np.tri(rows.stop - rows.start, rows.stop, rows.start - 1 - delay, dtype=bool)[:, live]  # j < i - delay
+        p = alpha_sigmoid(np.where(judged, s[..., rows, live], np.inf), alpha)  # an infinite score keeps
         with np.errstate(divide="ignore"):
             log_keep = np.log(p)
         log_i[..., rows, cols] = before  # what is gone stays so
@@ -60,6 +62,19 @@ def log_mask_backward(dlog_i, saved):  # [..., T, T] -> [..., T, T]
         after[..., live] = dlog_keep[..., :1, :]
         ds[..., rows, live] = dlog_keep * log_derivative(p, alpha)  # 0 where the gate is saturated: log_keep = log(p)
     return ds
+
+
+def check_threshold(threshold: float, learned: bool) -> float:
+    """What scores must exceed for their tokens to stay, at inference. `learned`: whether scores drop anything.
+
+    Raises ValueError when it is no number, or not 0 where there are no scores.
+    """
+    if not isinstance(threshold, numbers.Real) or math.isnan(threshold):
+        raise ValueError(f"threshold must be a number, not {threshold!r}")
+    if threshold != 0 and not learned:
+        raise ValueError(f"threshold is {threshold}, but nothing is dropped by a learned score here: leave it 0, or "
+                         "use a model with interaction weights and the policy learned")
+    return float(threshold)
 
 
 def cumulative_sum(a):  # [..., T, N] -> [..., T, N]

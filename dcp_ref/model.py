@@ -12,7 +12,15 @@ import numpy as np
 
 from dcp_ref.attention import attention, attention_backward, merge_heads, split_heads
 from dcp_ref.config import Config
-from dcp_ref.interaction import log_mask, log_mask_backward, scores, scores_backward, sparsity, sparsity_backward
+from dcp_ref.interaction import (
+    check_threshold,
+    log_mask,
+    log_mask_backward,
+    scores,
+    scores_backward,
+    sparsity,
+    sparsity_backward,
+)
 from dcp_ref.layers import (
     activation,
     activation_backward,
@@ -45,21 +53,26 @@ class Loss(NamedTuple):
     sparsity: float
 
 
-def forward(params: Params, ids, config: Config, alpha: float = math.inf, policy=None) -> Forward:  # [B, T]
+def forward(
+    params: Params, ids, config: Config, alpha: float = math.inf, policy=None, threshold: float = 0.0
+) -> Forward:  # [B, T]
     """The dense forward: every pair is scored, and what is dropped is masked. alpha = inf is inference.
 
     `interaction` is 1 on and above the diagonal, and all ones for a model without interaction weights and policy.
     `policy` is None for the paper, or one of runtime/policies.py: all but `learned` leave interaction weights and alpha
     aside, and drop by a rule of their own.
-    Raises ValueError when ids are not integers [B, T] in [0, V), T exceeds n_positions, or the policy needs interaction
-    weights and there are none; TypeError when it is no policy.
+    `threshold` is how much context a trained model keeps: a token stays while s > threshold. The gate is
+    alpha_sigmoid(s - threshold).
+    Raises ValueError when ids are not integers [B, T] in [0, V), T exceeds n_positions, threshold is NaN, or the policy
+    or the threshold needs interaction weights and there are none; TypeError when it is no policy.
     """
     if policy is not None:
         if not hasattr(policy, "log_mask"):
             raise TypeError(f"policy must be None or a Policy of dcp_ref.runtime.policies, not {policy!r}")
         policy.check(config)
         config = config if policy.learned else replace(config, int_n_embd=None)
-    logits, log_i, _ = _gpt2(params, _checked(ids, config), config, alpha, policy)
+    threshold = check_threshold(threshold, config.int_n_embd is not None)
+    logits, log_i, _ = _gpt2(params, _checked(ids, config), config, alpha, policy, threshold)
     return Forward(logits, np.exp(log_i))
 
 
@@ -82,12 +95,13 @@ def loss_and_grads(
     return Loss(float(ce + gamma * r), float(ce), float(r)), _gpt2_backward(dlogits, dlog_i, saved, config)
 
 
-def _gpt2(params, ids, config, alpha, policy=None):  # [B, T] -> [B, T, V], [L, B, T, T]
+def _gpt2(params, ids, config, alpha, policy=None, threshold=0.0):  # [B, T] -> [B, T, V], [L, B, T, T]
     x, saved_embedding = embedding(ids, params["wte.weight"], params["wpe.weight"])
     own, saved_blocks = [], []
     log_i = 0.0  # the mask handed down from earlier layers
     for layer in range(config.n_layer):
-        x, log_own, log_i, saved = _block(x, log_i, block_params(params, layer), config, layer, alpha, policy)
+        p = block_params(params, layer)
+        x, log_own, log_i, saved = _block(x, log_i, p, config, layer, alpha, policy, threshold)
         own.append(log_own)
         saved_blocks.append(saved)
     x, saved_ln = layer_norm(x, params["ln_f.weight"], params["ln_f.bias"], config.layer_norm_epsilon)
@@ -110,10 +124,12 @@ def _gpt2_backward(dlogits, dlog_own, saved, config):  # [B, T, V], [L, B, T, T]
     return grads
 
 
-def _block(x, log_handed, p, config, layer, alpha, policy):  # [B, T, C], [B, T, T] -> [B, T, C], [B, T, T] x 2
+def _block(
+    x, log_handed, p, config, layer, alpha, policy, threshold
+):  # [B, T, C], [B, T, T] -> [B, T, C], [B, T, T] x 2
     """One layer: x + attention(ln_1(x)), then + mlp(ln_2(x)). Also its own log I, and the one to hand on."""
     n, saved_ln_1 = layer_norm(x, p["ln_1.weight"], p["ln_1.bias"], config.layer_norm_epsilon)
-    log_own, saved_mask = _own_log_mask(n, p, config, alpha)
+    log_own, saved_mask = _own_log_mask(n, p, config, alpha, threshold)
     log_i = log_handed + log_own if config.propagate_in_depth else log_own
     qkv, saved_qkv = linear(n, p["attn.c_attn.weight"], p["attn.c_attn.bias"])
     q, k, v = (split_heads(part, config.n_head) for part in np.split(qkv, 3, axis=-1))
@@ -142,11 +158,13 @@ def _block_backward(dx, dlog_own, dlog_later, saved, config):  # [B, T, C], [B, 
     return dx + dx_attn, dlog_handed, grads
 
 
-def _own_log_mask(n, p, config, alpha):  # [B, T, C] -> [B, T, T]
+def _own_log_mask(n, p, config, alpha, threshold):  # [B, T, C] -> [B, T, T]
     if config.int_n_embd is None:  # a plain GPT-2 keeps everything
         return np.zeros((*n.shape[:-1], n.shape[-2]), n.dtype), None
     s, saved_scores = scores(n, p["attn.q_int.weight"], p["attn.k_int.weight"], p["attn.int_bias"])
-    log_own, saved_gate = log_mask(s, alpha)
+    with np.errstate(over="ignore", invalid="ignore"):  # a threshold may be infinite, or so in float32
+        s -= threshold  # s - t > 0 where s > t and nowhere else, rounding or not
+    log_own, saved_gate = log_mask(s, alpha, config.int_delay)
     return log_own, (saved_scores, saved_gate)
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 from hypothesis import strategies as st
+from models import DELAYS
 
 from dcp_ref.config import Config
 from dcp_ref.runtime import native, policies
@@ -17,7 +18,14 @@ def configs(draw):
     return Config(
         vocab_size=1, n_positions=24, n_embd=4, n_head=2, n_layer=draw(st.integers(1, 3)),
         int_n_embd=draw(st.sampled_from([1, 4, 16, None])), propagate_in_depth=draw(st.booleans()),
-        scale_attn_by_inverse_layer_idx=draw(st.booleans()))
+        int_delay=draw(DELAYS), scale_attn_by_inverse_layer_idx=draw(st.booleans()))
+
+
+@st.composite
+def thresholds(draw, config, policy=None):
+    """Integers, which exact scores can equal, where anything is learned."""
+    learned = config.int_n_embd is not None and (policy is None or policy.learned)
+    return float(draw(st.integers(-3, 5))) if learned else 0.0
 
 
 @st.composite

@@ -83,7 +83,8 @@ configs = st.builds(
     lambda heads, width, **rest: Config(n_head=heads, n_embd=heads * width, **rest),
     heads=st.integers(1, 3), width=st.integers(1, 3), vocab_size=st.integers(1, 9), n_positions=st.integers(1, 9),
     n_layer=st.integers(1, 3), n_inner=st.none() | st.integers(1, 9), int_n_embd=st.none() | st.integers(1, 4),
-    tie_word_embeddings=st.booleans(), propagate_in_depth=st.booleans(), scale_attn_weights=st.booleans(),
-    activation_function=st.sampled_from(["gelu_new", "gelu", "relu"]), eos_token_id=st.none() | st.integers(0, 8),
-    layer_norm_epsilon=st.sampled_from([1e-5, 1e-6, 0.1]), scale_attn_by_inverse_layer_idx=st.booleans(),
+    tie_word_embeddings=st.booleans(), propagate_in_depth=st.booleans(), int_delay=st.integers(0, 9),
+    scale_attn_weights=st.booleans(), activation_function=st.sampled_from(["gelu_new", "gelu", "relu"]),
+    eos_token_id=st.none() | st.integers(0, 8), layer_norm_epsilon=st.sampled_from([1e-5, 1e-6, 0.1]),
+    scale_attn_by_inverse_layer_idx=st.booleans(),
 )

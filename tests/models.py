@@ -10,6 +10,7 @@ from dcp_ref import Config, Model, weights
 from dcp_ref.config import ACTIVATIONS
 
 GOLDEN_DIR = Path(__file__).parent / "golden"
+DELAYS = st.sampled_from([0, 0, 1, 3, 2**40])
 SMALL = Config(vocab_size=11, n_positions=9, n_embd=8, n_layer=3, n_head=2, int_n_embd=4, eos_token_id=None)
 
 
@@ -51,6 +52,7 @@ def random_models(draw):
         n_head=draw(st.sampled_from([1, 2, 4])),
         int_n_embd=draw(st.sampled_from([1, 3, 4, None])),
         propagate_in_depth=draw(st.booleans()),
+        int_delay=draw(DELAYS),
         tie_word_embeddings=draw(st.booleans()),
         n_inner=draw(st.sampled_from([None, 5])),
         layer_norm_epsilon=draw(st.sampled_from([1e-5, 0.1])),

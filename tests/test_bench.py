@@ -1,5 +1,6 @@
 """`dcp-ref bench`: what is timed is what it says; how long it took is not tested."""
 
+import dataclasses
 import json
 import sys
 
@@ -42,6 +43,8 @@ def test_calibration_drops_about_that_share_of_other_prompts_early(share):
 def test_calibration_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match="share_dropped must be in"):
         calibrated(MODEL, 1.0, 16)
+    with pytest.raises(ValueError, match="interaction weights"):
+        calibrated(MODEL._replace(config=dataclasses.replace(CONFIG, int_delay=1)), 0.5, 16)
     with pytest.raises(ValueError, match="interaction weights"):
         calibrated(random_model(Config(vocab_size=9, n_positions=9, n_embd=8, n_layer=1, n_head=1)), 0.5, 8)
 

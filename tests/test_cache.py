@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from cache_tools import CACHES, Inputs, any_policies, configs, poison, walk_layers
+from cache_tools import CACHES, Inputs, any_policies, configs, poison, thresholds, walk_layers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -21,7 +21,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 CHUNKS = st.lists(st.integers(1, 5), min_size=1, max_size=12).filter(lambda chunks: sum(chunks) <= 24)
 
 
-def dense(config, inputs, policy=None, kv="float32"):
+def dense(config, inputs, policy=None, kv="float32", threshold=0.0):
     """One sequence by the formulas, in float64: how close any decision was, live tokens [L, T, T], attention [L, T, C].
 
     Keys and values are those that are read back after storing.
@@ -39,8 +39,9 @@ def dense(config, inputs, policy=None, kv="float32"):
                 j = j[live[layer - 1, i, j]]
             if policy.learned:
                 s = k_int[j] @ q_int[i] / np.sqrt(config.int_n_embd) + inputs.beta[layer]
-                margin = min(margin, np.abs(s).min(initial=np.inf))
-                j = j[s > 0]
+                judged = i - j > config.int_delay
+                margin = min(margin, np.abs(s[judged] - threshold).min(initial=np.inf))
+                j = j[(s > threshold) | ~judged]
             candidates = [x for x in j if not stays_by_position(policy, i, x)]
             candidates.sort(key=lambda x: (attention[x], x))
             gone = candidates[: max(len(candidates) - (policy.heavy or 0), 0)]
@@ -76,51 +77,81 @@ def check_against_dense(cache, inputs, chunks, live, out, policy=None):
 
 
 @pytest.mark.parametrize("make", CACHES)
-@given(config=configs(), chunks=CHUNKS, page_slots=st.integers(1, 5), integers=st.booleans(), seed=SEEDS)
-def test_equals_the_dense_definition(make, config, chunks, page_slots, integers, seed):
+@given(data=st.data(), config=configs(), chunks=CHUNKS, page_slots=st.integers(1, 5), integers=st.booleans(),
+       seed=SEEDS)
+def test_equals_the_dense_definition(make, data, config, chunks, page_slots, integers, seed):
     inputs = Inputs(config, sum(chunks), np.random.default_rng(seed), integers)
-    margin, live, out = dense(config, inputs)
+    threshold = data.draw(thresholds(config))
+    margin, live, out = dense(config, inputs, threshold=threshold)
     assume(integers or margin > SCORE_MARGIN)
-    check_against_dense(make(config, page_slots), inputs, chunks, live, out)
+    check_against_dense(make(config, page_slots, threshold=threshold), inputs, chunks, live, out)
 
 
 @pytest.mark.parametrize("make", CACHES)
 @settings(max_examples=200)
 @given(config=configs(), chunks=CHUNKS, page_slots=st.integers(1, 5), exact=st.booleans(), seed=SEEDS,
-       policy=any_policies(), kv=st.sampled_from(STORAGES))
+       policy=any_policies(), kv=st.sampled_from(STORAGES), data=st.data())
 def test_equals_the_dense_definition_under_every_policy_and_storage(
-        make, config, chunks, page_slots, exact, seed, policy, kv):
+        make, config, chunks, page_slots, exact, seed, policy, kv, data):
     assume(config.int_n_embd is not None or not policy.learned)
+    threshold = data.draw(thresholds(config, policy))
     inputs = Inputs(config, sum(chunks), np.random.default_rng(seed), exact, sharp=exact)
-    margin, live, out = dense(config, inputs, policy, kv)
+    margin, live, out = dense(config, inputs, policy, kv, threshold)
     assume(exact or margin > SCORE_MARGIN)
-    check_against_dense(make(config, page_slots, kv=kv, policy=policy), inputs, chunks, live, out, policy)
+    cache = make(config, page_slots, kv=kv, policy=policy, threshold=threshold)
+    check_against_dense(cache, inputs, chunks, live, out, policy)
 
 
 @pytest.mark.parametrize("make", CACHES)
-def test_nan_and_infinite_scores(make):
-    """A NaN drops, +inf keeps, -inf drops."""
-    cache = make(CONFIG)
+@pytest.mark.parametrize(("delay", "threshold", "gone"), [
+    (0, 0, [[1, 0], [3, 2]]), (1, 0, [[2, 0]]), (2, 0, [[3, 0]]), (3, 0, []),  # what has left when row 3 is there
+    (0, -np.inf, [[1, 0], [3, 2]]), (0, np.inf, [[1, 0], [2, 1], [3, 2]]), (0, 1e300, [[1, 0], [2, 1], [3, 2]])])
+def test_nan_and_infinite_scores(make, delay, threshold, gone):
+    """A NaN drops, +inf keeps, -inf drops; unless no score is judged yet, or none can be above the threshold."""
+    cache = make(dataclasses.replace(CONFIG, int_delay=delay), threshold=threshold)
     cache.reserve([cache.new_sequence()], [4])
     q_int, k_int = np.zeros((2, 4, 4), np.float32)
     q_int[:, 0], k_int[:3, 0] = 1, [np.nan, np.inf, -np.inf]
     with np.errstate(invalid="ignore"):
         rows = {name: np.zeros((4, 4), np.float32) for name in ("q", "k", "v")}
         out, dropped = cache.step(0, [0], [0], [4], **rows, q_int=q_int, k_int=k_int, beta=1.0)
-    assert dropped.tolist() == [[1, 0], [3, 2]]
+    assert dropped.tolist() == gone
     assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize("make", CACHES)
+@pytest.mark.parametrize(("product", "beta", "threshold", "left"), [
+    (2**-30, 1, 1, []), (2**-30, 1, 1 - 2**-24, [0]), (-(2**-30), 1, 1, []), (2**-30, 0, 0, [0]), (0, -3, -3, []),
+    (1, -4, -3, []), (0.1, 0, 0.1, []), (1, 1, 1.9999999, [0])])
+def test_a_score_is_rounded_before_it_is_compared(make, product, beta, threshold, left):
+    """As in the dense forward: 2^-30 + 1 is 1, and so a tie with 1; taken from beta, the threshold would keep it."""
+    cache = make(CONFIG, threshold=threshold)
+    cache.reserve([cache.new_sequence()], [2])
+    q_int, k_int = np.zeros((2, 2, 4), np.float32)
+    q_int[1, 0], k_int[0, 0] = 2, product  # 2 = sqrt(r)
+    row = np.zeros((2, 4), np.float32)
+    cache.step(0, [0], [0], [2], row, row, row, q_int, k_int, beta)
+    assert cache.live_positions(0, 0).tolist() == [*left, 1]
+
+
+@pytest.mark.parametrize("make", CACHES)
+def test_a_threshold_that_cannot_be(make):
+    with pytest.raises(ValueError, match="threshold must be a number, not nan"):
+        make(CONFIG, threshold=np.nan)
+    with pytest.raises(ValueError, match=r"threshold is 0\.5, but nothing is dropped by a learned score"):
+        make(CONFIG, policy=policies.window(3), threshold=0.5)
 
 
 class SideBySide(RuleBasedStateMachine):
     """KVCache and NativeCache, the same calls: ragged blocks, forks, releases, a bound; every policy and storage."""
 
     @initialize(config=configs(), page_slots=st.integers(1, 5), bound=st.none() | st.integers(1, 40),
-                policy=any_policies(), kv=st.sampled_from(STORAGES))
-    def start(self, config, page_slots, bound, policy, kv):
+                policy=any_policies(), kv=st.sampled_from(STORAGES), data=st.data())
+    def start(self, config, page_slots, bound, policy, kv, data):
         self.policy = policies.dense if policy.learned and config.int_n_embd is None else policy
         self.max_bytes = bound and bound * page_bytes(config, page_slots, kv, self.policy)
-        self.numpy, self.native = (
-            make(config, page_slots, self.max_bytes, kv, self.policy) for make in (KVCache, native.NativeCache))
+        options = page_slots, self.max_bytes, kv, self.policy, data.draw(thresholds(config, self.policy))
+        self.numpy, self.native = (make(config, *options) for make in (KVCache, native.NativeCache))
         self.config, self.page_slots, self.lengths = config, page_slots, {}
 
     @rule()

@@ -3,11 +3,11 @@
 
 import numpy as np
 import pytest
-from cache_tools import CACHES, any_policies
+from cache_tools import CACHES, any_policies, thresholds
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from models import random_models
-from test_theorem import BACKENDS
+from test_theorem import BACKENDS, judged_margins
 from tolerances import SCORE_MARGIN, THEOREM_LOGITS
 
 from dcp_ref import Config, Engine, forward, model
@@ -16,14 +16,14 @@ from dcp_ref.runtime.policies import Policy, heavy_hitters
 CONFIG = Config(vocab_size=1, n_positions=9, n_embd=2, n_layer=1, n_head=2)
 
 
-def dense_under(m, policy, ids):  # [T] -> logits [T, V], live [L, T, T]
+def dense_under(m, policy, ids, threshold):  # [T] -> logits [T, V], live [L, T, T]
     """The dense forward; rejects the example when rounding could decide a drop."""
     margins = []
     plain_scores, plain_drops = model.scores, Policy.drops
 
     def scores(*args):
         s, saved = plain_scores(*args)
-        margins.extend(np.abs(s[..., np.tri(s.shape[-1], k=-1, dtype=bool)]).ravel())
+        margins.extend(judged_margins(m.config, s, threshold))
         return s, saved
 
     def drops(self, i, position, attention):
@@ -36,7 +36,7 @@ def dense_under(m, policy, ids):  # [T] -> logits [T, V], live [L, T, T]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "scores", scores)
         patch.setattr(Policy, "drops", drops)
-        logits, mask = forward(m.params, ids[None], m.config, policy=policy)
+        logits, mask = forward(m.params, ids[None], m.config, policy=policy, threshold=threshold)
     assume(min(margins, default=1) > SCORE_MARGIN)
     mask = np.cumprod(mask, axis=0) if m.config.propagate_in_depth else mask
     return logits[0], (mask[:, 0] > 0) & np.tri(len(ids), dtype=bool)
@@ -44,12 +44,14 @@ def dense_under(m, policy, ids):  # [T] -> logits [T, V], live [L, T, T]
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=200)
-@given(random_models(), any_policies(), st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
-def test_decoding_is_the_dense_forward_under_every_policy(backend, m, policy, chunks, seed):
+@given(random_models(), any_policies(), st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 2**32 - 1),
+       st.data())
+def test_decoding_is_the_dense_forward_under_every_policy(backend, m, policy, chunks, seed, data):
     assume(sum(chunks) <= m.config.n_positions and (m.config.int_n_embd is not None or not policy.learned))
     ids = np.random.default_rng(seed).integers(0, m.config.vocab_size, sum(chunks))
-    logits, live = dense_under(m, policy, ids)
-    engine, start = Engine(m, backend, policy=policy), 0
+    threshold = data.draw(thresholds(m.config, policy))
+    logits, live = dense_under(m, policy, ids, threshold)
+    engine, start = Engine(m, backend, policy=policy, threshold=threshold), 0
     if backend == "numpy":
         engine._cache.page_slots = 3
     sequence = engine.new_sequence()

@@ -14,6 +14,11 @@ def test_sizes_under_the_other_names_that_transformers_reads():
         Config.from_dict(fields | {"n_head": 4})
 
 
+def test_the_delay_is_0_unless_told():
+    assert Config.from_dict({}).int_delay == 0
+    assert Config.from_dict({"int_delay": 3}) == Config.from_dict(Config(int_delay=3).to_dict()) == Config(int_delay=3)
+
+
 def test_the_scale_of_attention():
     sizes = {"n_embd": 32, "n_head": 2}
     assert [Config(**sizes).attention_scale(layer) for layer in (0, 3)] == [0.25, 0.25]

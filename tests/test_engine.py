@@ -10,7 +10,7 @@ from models import SMALL, random_params
 from test_theorem import BACKENDS
 
 from dcp_ref import Engine, Model, forward
-from dcp_ref.runtime import native
+from dcp_ref.runtime import native, policies
 
 MODEL = Model(SMALL, random_params(SMALL, 1, np.float32), None)
 
@@ -148,6 +148,21 @@ def test_out_of_memory_changes_nothing(backend, monkeypatch):
         engine.feed([sequence], [[3]])
     assert state(engine, [sequence]) == before
     engine.feed([sequence], [[3]])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_thresholds(backend):
+    assert Engine(MODEL, backend).threshold == 0
+    assert Engine(MODEL, backend, threshold=np.float32(1)).threshold == 1
+    with pytest.raises(ValueError, match="threshold must be a number, not nan"):
+        Engine(MODEL, backend, threshold=float("nan"))
+    with pytest.raises(ValueError, match="threshold must be a number, not '1'"):
+        Engine(MODEL, backend, threshold="1")
+    plain = Model(dataclasses.replace(SMALL, int_n_embd=None), MODEL.params, None)
+    for model, policy in ((plain, None), (MODEL, policies.window(2)), (MODEL, policies.dense)):
+        with pytest.raises(ValueError, match=r"threshold is 2, .* leave it 0, or use a model with interaction weights"):
+            Engine(model, backend, policy=policy, threshold=2)
+        assert Engine(model, backend, policy=policy, threshold=0).threshold == 0
 
 
 def test_backends():

@@ -11,6 +11,7 @@ from tolerances import PROJECTION
 from dcp_ref import layers
 from dcp_ref.attention import attention, attention_backward
 from dcp_ref.interaction import log_mask, log_mask_backward, scores, scores_backward, sparsity, sparsity_backward
+from dcp_ref.sigmoid import alpha_sigmoid
 
 SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.integers(1, 5)
@@ -108,11 +109,11 @@ def test_scores(seed, T, C, r):
     check_backward(scores, scores_backward, [rng.normal(size=s) for s in ((2, T, C), (C, r), (C, r), (1,))], seed)
 
 
-@given(SEEDS, st.integers(1, 6), st.sampled_from([1.0, 1.3, 1.7]))
-def test_log_mask(seed, T, alpha):
+@given(SEEDS, st.integers(1, 6), st.sampled_from([1.0, 1.3, 1.7]), st.sampled_from([0, 1, 3, 2**70]))
+def test_log_mask(seed, T, alpha, delay):
     """At small alpha, whose gates are smooth at the edge too; the others by projection of the whole model."""
     s = np.random.default_rng(seed).uniform(-0.9, 0.9, (2, T, T))
-    check_backward(lambda s: log_mask(s, alpha), log_mask_backward, [s], seed)
+    check_backward(lambda s: log_mask(s, alpha, delay), log_mask_backward, [s], seed)
 
 
 def test_log_mask_is_a_product_down_the_queries():
@@ -121,6 +122,18 @@ def test_log_mask_is_a_product_down_the_queries():
     np.testing.assert_allclose(mask, [[1, 1, 1], [0.6, 1, 1], [0.6 * 0.8, 0.3, 1]])
     hard = np.exp(log_mask(np.array([[0.0, 0, 0], [-1, 0, 0], [5, 5, 0]]), math.inf)[0])
     assert hard.tolist() == [[1, 1, 1], [0, 1, 1], [0, 1, 1]]  # token 0 stays gone, whatever token 2 thinks of it
+
+
+@given(SEEDS, st.integers(1, 9), st.sampled_from([1.0, 2.0, 3.0, math.inf]), st.sampled_from([0, 1, 2, 3, 2**70]))
+def test_log_mask_by_definition(seed, T, alpha, delay):
+    """A product of gates, pair by pair, of which those within the delay are 1; integers, so that ties are there."""
+    s = np.random.default_rng(seed).integers(-2, 3, (T, T)) / 2
+    keep = [[alpha_sigmoid(s[i, j], alpha) if i - j > delay else 1.0 for j in range(T)] for i in range(T)]
+    log_i, saved = log_mask(s, alpha, delay)
+    expected = [[math.prod(keep[m][j] for m in range(j + 1, i + 1)) for j in range(T)] for i in range(T)]
+    np.testing.assert_allclose(np.exp(log_i), expected, rtol=1e-12, atol=0)
+    ds = log_mask_backward(np.ones((T, T)), saved)
+    assert (ds[np.subtract.outer(np.arange(T), np.arange(T)) <= delay] == 0).all()
 
 
 def test_a_dropped_token_has_no_gradient_but_others_do():

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from models import GOLDEN_DIR, SMALL, random_params
+from models import DELAYS, GOLDEN_DIR, SMALL, random_params
 from tolerances import GOLDEN, HF_FLOAT32, PROJECTION
 
 from dcp_ref import forward, layers, load, loss_and_grads, official
 from dcp_ref.config import ACTIVATIONS
+from dcp_ref.runtime import policies
 
 OFFICIAL = np.load(GOLDEN_DIR / "official_small.npz")
 STATE = {name.removeprefix("param/"): OFFICIAL[name] for name in OFFICIAL.files if name.startswith("param/")}
+SEEDS = st.integers(0, 2**32 - 1)
 ALPHAS = ("1.1", "1.5", "2.0", "3.0", "4.0", "inf")
 
 
@@ -86,12 +88,13 @@ def test_the_dense_forward_decodes_greedily_like_transformers():
     st.booleans(),
     st.sampled_from(ACTIVATIONS),
     st.integers(1, SMALL.n_positions),
+    DELAYS,
 )
-def test_gradients_by_projection(seed, alpha, depth, tied, activation, length):
+def test_gradients_by_projection(seed, alpha, depth, tied, activation, length, delay):
     """<v, grad> is the derivative along v: a central difference in float64, for a random v over all parameters."""
     config = dataclasses.replace(
         SMALL, propagate_in_depth=depth, tie_word_embeddings=tied, activation_function=activation,
-        scale_attn_by_inverse_layer_idx=True,
+        scale_attn_by_inverse_layer_idx=True, int_delay=delay,
     )
     rng = np.random.default_rng(seed)
     params = random_params(config, seed)
@@ -115,25 +118,87 @@ def test_gradients_by_projection(seed, alpha, depth, tied, activation, length):
 @pytest.mark.parametrize(("bias", "kept"), [(1e3, 1), (-1e3, 0)])
 @pytest.mark.parametrize("alpha", [1.0, 2.0, 8.0, math.inf])
 @pytest.mark.parametrize("depth", [False, True])
-def test_all_kept_and_all_dropped(bias, kept, alpha, depth):
-    config = dataclasses.replace(SMALL, propagate_in_depth=depth)
+@pytest.mark.parametrize("delay", [0, 1, 3, 2**40])
+def test_all_kept_and_all_dropped(bias, kept, alpha, depth, delay):
+    config = dataclasses.replace(SMALL, propagate_in_depth=depth, int_delay=delay)
     params = random_params(config, 0)
     for layer in range(config.n_layer):
         params[f"h.{layer}.attn.int_bias"][:] = bias
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (1, config.n_positions))
     result = forward(params, ids, config, alpha)
-    earlier = np.tri(config.n_positions, k=-1, dtype=bool)
-    np.testing.assert_array_equal(result.interaction[..., earlier], kept)
-    np.testing.assert_array_equal(result.interaction[..., ~earlier], 1)
+    T, near = config.n_positions, min(delay, config.n_positions - 1)
+    old = np.tri(T, k=-1 - near, dtype=bool)
+    np.testing.assert_array_equal(result.interaction[..., old], kept)
+    np.testing.assert_array_equal(result.interaction[..., ~old], 1)
     loss, grads = loss_and_grads(params, ids, ids, config, alpha, 0.5)
-    assert loss.sparsity == kept
+    assert loss.sparsity == pytest.approx(1 if kept else 1 - old.sum() / (T * (T - 1) / 2))
     assert all(np.isfinite(grad).all() for grad in grads.values())
     if kept:
         plain = dataclasses.replace(config, int_n_embd=None)
         np.testing.assert_allclose(result.logits, forward(params, ids, plain).logits, rtol=PROJECTION)
-    else:  # each token sees itself alone: the order of the others does not matter
-        swapped = ids[:, [1, 0, *range(2, config.n_positions)]]
-        np.testing.assert_array_equal(forward(params, swapped, config, alpha).logits[:, 2:], result.logits[:, 2:])
+    else:  # each token sees itself and `delay` others in each layer: the order of those before does not matter
+        seen = min(2 + config.n_layer * near, T)
+        swapped = ids[:, [1, 0, *range(2, T)]]
+        np.testing.assert_array_equal(forward(params, swapped, config, alpha).logits[:, seen:], result.logits[:, seen:])
+
+
+@given(SEEDS, st.sampled_from([1.0, 1.5, 2.0, 8.0, math.inf]), st.floats(-2, 2), st.booleans(), DELAYS)
+def test_a_threshold_is_taken_from_every_score(seed, alpha, threshold, depth, delay):
+    """In exact numbers a bias that is as much less would do the same."""
+    config = dataclasses.replace(SMALL, propagate_in_depth=depth, int_delay=delay)
+    params, ids = random_params(config, seed), np.random.default_rng(seed).integers(0, config.vocab_size, (2, 9))
+    less = {name: x - threshold if name.endswith("int_bias") else x for name, x in params.items()}
+    expected = forward(less, ids, config, alpha)
+    result = forward(params, ids, config, alpha, threshold=threshold)
+    assume(alpha < 3 or np.abs(result.logits - expected.logits).max() < 1e-3)  # else a score is at the edge of a gate
+    np.testing.assert_allclose(result.logits, expected.logits, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(result.interaction, expected.interaction, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0, math.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("delay", [0, 2])
+def test_thresholds_beyond_all_scores(alpha, dtype, delay):
+    config, params, ids = dataclasses.replace(SMALL, int_delay=delay), random_params(SMALL, 0, dtype), [[1, 2, 3, 4, 5]]
+    plain = forward(params, ids, dataclasses.replace(config, int_n_embd=None))
+    for threshold in (-math.inf, -1e300):
+        result = forward(params, ids, config, alpha, threshold=threshold)
+        np.testing.assert_array_equal(result.logits, plain.logits)
+    for threshold in (math.inf, 1e300, np.int64(10**9), 10**9):
+        result = forward(params, ids, config, alpha, threshold=threshold)
+        assert result.logits.dtype == result.interaction.dtype == dtype
+        old = np.broadcast_to(np.tri(5, k=-1 - delay, dtype=bool), result.interaction.shape)
+        np.testing.assert_array_equal(result.interaction, np.where(old, 0, 1))
+
+
+def test_a_score_is_rounded_before_the_threshold_is_taken_from_it():
+    """2^-30 + 1 is 1 in float32, and so a tie; were the threshold taken from beta, 2^-30 would be left."""
+    params = random_params(SMALL, 0, np.float32)
+    for layer in range(SMALL.n_layer):
+        p = {name: params[f"h.{layer}.{name}"] for name in ("ln_1.weight", "ln_1.bias", "attn.q_int.weight",
+                                                           "attn.k_int.weight", "attn.int_bias")}
+        for x in p.values():
+            x[...] = 0
+        p["ln_1.bias"][0], p["attn.q_int.weight"][0, 0], p["attn.k_int.weight"][0, 0] = 1, 2, 2**-30
+        p["attn.int_bias"][0] = 1
+    earlier = np.tri(4, k=-1, dtype=bool)
+    for threshold, kept in ((1, 0), (1 - 2**-24, 1), (-3, 1), (1.5, 0)):
+        assert (forward(params, [[1, 2, 3, 4]], SMALL, threshold=threshold).interaction[..., earlier] == kept).all()
+
+
+@pytest.mark.parametrize("wrong", [math.nan, np.float32(math.nan), None, "0.5", [0.5], 1j])
+def test_a_threshold_that_is_no_number(wrong):
+    with pytest.raises(ValueError, match="threshold must be a number, not "):
+        forward(random_params(SMALL, 0), [[1]], SMALL, threshold=wrong)
+
+
+def test_a_threshold_without_scores():
+    params, plain = random_params(SMALL, 0), dataclasses.replace(SMALL, int_n_embd=None)
+    for options in ({"config": plain}, {"config": SMALL, "policy": policies.window(3)}):
+        forward(params, [[1, 2]], threshold=0, **options)
+        for threshold in (0.5, -math.inf):
+            with pytest.raises(ValueError, match=f"threshold is {threshold}, but nothing is dropped by a learned"):
+                forward(params, [[1, 2]], threshold=threshold, **options)
 
 
 def test_one_token_has_nothing_to_drop():

@@ -82,7 +82,8 @@ def test_another_number_of_layers(tmp_path, n_layer):
     ("vocab_size", None), ("n_positions", [6]), ("n_inner", 0), ("int_n_embd", 0), ("layer_norm_epsilon", 0),
     ("layer_norm_epsilon", "1e-5"), ("layer_norm_epsilon", float("nan")), ("scale_attn_weights", 1),
     ("tie_word_embeddings", "yes"), ("propagate_in_depth", None), ("eos_token_id", "x"),
-    ("scale_attn_by_inverse_layer_idx", 0),
+    ("scale_attn_by_inverse_layer_idx", 0), ("int_delay", -1), ("int_delay", None), ("int_delay", 1.0),
+    ("int_delay", True), ("int_delay", "1"),
 ])
 def test_an_impossible_config(tmp_path, field, value):
     directory_of(tmp_path)

@@ -1,9 +1,11 @@
-"""The theorem: cached decoding is the dense forward at alpha = inf.
+"""The theorem: cached decoding is the dense forward at alpha = inf, whatever the delay and the threshold.
 
 For any weights, ragged batch and way to cut the texts into chunks: the logits of every token, and the live positions
-in every layer after every token. Sets must be equal wherever no score is within 1e-4 of 0; logits to rounding.
+in every layer after every token. Sets must be equal wherever no score is within 1e-4 of the threshold; logits to
+rounding.
 """
 
+import math
 from collections import defaultdict
 
 import numpy as np
@@ -16,6 +18,7 @@ from tolerances import SCORE_MARGIN, THEOREM_LOGITS
 from dcp_ref import Config, Engine, Model, forward, generate, model
 from dcp_ref.runtime import native
 
+THRESHOLDS = [0.0, 0.0, -1.0, 0.1, 1, np.float32(2), math.inf, -math.inf]
 BACKENDS = ["numpy", "native"] if native.available() else ["numpy"]
 
 
@@ -33,19 +36,25 @@ def schedules(draw, n_positions):
     return lengths, calls
 
 
-def dense(m: Model, ids):  # [T] -> logits [T, V], live [L, T, T]
-    """The dense forward; rejects the example when a score is too close to 0 for rounding not to matter."""
+def judged_margins(config, s, threshold):  # [B, T, T] -> [pairs]
+    """How close each score that decides is to the threshold."""
+    T = s.shape[-1]
+    return np.abs(s[..., np.tri(T, k=-1 - min(config.int_delay, T), dtype=bool)] - threshold).ravel()
+
+
+def dense(m: Model, ids, threshold=0.0):  # [T] -> logits [T, V], live [L, T, T]
+    """The dense forward; rejects the example when a score is so close to the threshold that rounding may decide."""
     margins = []
     plain = model.scores
 
     def recorded(*args):
         s, saved = plain(*args)
-        margins.extend(np.abs(s[..., np.tri(s.shape[-1], k=-1, dtype=bool)]).ravel())
+        margins.extend(judged_margins(m.config, s, threshold))
         return s, saved
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model, "scores", recorded)
-        logits, mask = forward(m.params, ids[None], m.config)
+        logits, mask = forward(m.params, ids[None], m.config, threshold=threshold)
     assume(min(margins, default=1) > SCORE_MARGIN)
     mask = np.cumprod(mask, axis=0) if m.config.propagate_in_depth else mask
     return logits[0], (mask[:, 0] > 0) & np.tri(len(ids), dtype=bool)
@@ -82,13 +91,14 @@ def test_a_model_that_fails_is_shown_by_what_makes_it_again(m):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=200)
-@given(random_models(), schedules(16), st.integers(0, 2**32 - 1), st.booleans())
-def test_decoding_is_the_dense_forward(backend, m, schedule, seed, last):
+@given(random_models(), schedules(16), st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from(THRESHOLDS))
+def test_decoding_is_the_dense_forward(backend, m, schedule, seed, last, threshold):
     lengths, calls = schedule
+    threshold = threshold if m.config.int_n_embd else 0.0
     rng = np.random.default_rng(seed)
     texts = [rng.integers(0, m.config.vocab_size, n) for n in lengths]
-    expected = [dense(m, ids) for ids in texts]
-    engine = Engine(m, backend)
+    expected = [dense(m, ids, threshold) for ids in texts]
+    engine = Engine(m, backend, threshold=threshold)
     watched = Watched(engine)
     handles = [engine.new_sequence() for _ in texts]
     fed = [0] * len(texts)
@@ -126,10 +136,11 @@ def test_greedy_generation_is_the_dense_argmax(backend, m, prompts):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("beta", "kept"), [(0.0, False), (1.0, True), (-1.0, False)])
-@given(m=random_models(), chunks=st.lists(st.integers(1, 5), min_size=1, max_size=4))
-def test_exact_scores_leave_no_doubt(backend, beta, kept, m, chunks):
-    """Zero interaction weights: every score is exactly beta, and beta = 0 is a tie, which drops."""
+@pytest.mark.parametrize("beta", [0.0, 1.0, -1.0])
+@given(m=random_models(), chunks=st.lists(st.integers(1, 5), min_size=1, max_size=4), threshold=st.integers(-2, 2))
+def test_exact_scores_leave_no_doubt(backend, beta, threshold, m, chunks):
+    """Zero interaction weights: every score is exactly beta, and beta = threshold is a tie, which drops."""
+    kept = beta > threshold
     assume(m.config.int_n_embd is not None and sum(chunks) <= m.config.n_positions)
     params = dict(m.params)
     for layer in range(m.config.n_layer):
@@ -137,13 +148,15 @@ def test_exact_scores_leave_no_doubt(backend, beta, kept, m, chunks):
             params[f"h.{layer}.attn.{name}"] = np.zeros_like(m.params[f"h.{layer}.attn.{name}"])
         params[f"h.{layer}.attn.int_bias"] += np.float32(beta)
     ids = np.arange(sum(chunks)) % m.config.vocab_size
-    logits, mask = forward(params, ids[None], m.config)
-    assert (mask[..., np.tri(len(ids), k=-1, dtype=bool)] == kept).all()
-    engine, start = Engine(m._replace(params=params), backend), 0
+    logits, mask = forward(params, ids[None], m.config, threshold=threshold)
+    old = np.subtract.outer(np.arange(len(ids)), np.arange(len(ids))) > m.config.int_delay
+    assert (mask[..., old] == kept).all() and (mask[..., ~old] == 1).all()
+    engine, start = Engine(m._replace(params=params), backend, threshold=threshold), 0
     sequence = engine.new_sequence()
     for n in chunks:
         [got] = engine.feed([sequence], [ids[start : start + n]], logits="all")
         np.testing.assert_allclose(got, logits[0, start : start + n], **THEOREM_LOGITS)
         start += n
         for layer in range(m.config.n_layer):
-            assert engine.live_positions(sequence, layer).tolist() == (list(range(start)) if kept else [start - 1])
+            live = range(0 if kept else max(start - 1 - m.config.int_delay, 0), start)
+            assert engine.live_positions(sequence, layer).tolist() == list(live)

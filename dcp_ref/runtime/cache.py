@@ -3,7 +3,8 @@
 Decoding token i in a layer:
     (0) drop the tokens that the layer before dropped, where layers do not act alone (`propagate_in_depth`)
     (1) score every live token:  s_j = q_int_i . k_int_j / sqrt(r) + beta
-    (2) drop all but those with s_j > 0, for good; or those that another policy drops (policies.py)
+    (2) drop all but those with s_j > threshold or i - j <= int_delay, for good; or those that another policy drops
+        (policies.py)
     (3) insert token i, which never drops itself
     (4) attend over the live tokens
 """
@@ -28,7 +29,7 @@ from dcp_ref.runtime.block import (
     check_pages,
     page_bytes,
 )
-from dcp_ref.runtime.policies import Policy, for_model
+from dcp_ref.runtime.policies import Policy, float32_threshold, for_model
 from dcp_ref.runtime.storage import check_storage, stored
 
 
@@ -70,16 +71,18 @@ class KVCache:
 
     `policy` is what decides a drop: None is the learned scores where the model has them, else nothing. `kv` is how keys
     and values are stored, one of storage.STORAGES: here they are kept as they are read back. k_int is always float32.
+    `threshold`, in float32 as scores are, is what they must exceed.
     Arrays need no pages, but are counted in them (`stats`, `max_bytes`) as NativeCache's are: a (layer, sequence) owns
     as many pages of `page_slots` slots as its live tokens need, and pages that it gives back are kept for others.
     Raises TypeError or ValueError naming the argument.
     """
 
     def __init__(self, config: Config, page_slots: int = 32, max_bytes: int | None = None, kv: str = "float32",
-                 policy: Policy | None = None) -> None:
+                 policy: Policy | None = None, threshold: float = 0.0) -> None:
         check_pages(page_slots, max_bytes)
         self.config, self.page_slots, self.max_bytes = config, page_slots, max_bytes
         self.kv, self.policy = check_storage("kv", kv), for_model(config, policy)
+        self.threshold = float32_threshold(threshold, self.policy)
         self._sequences = Handles()  # each a list of one Tokens a layer
         self._pages = 0  # owned and free
 
@@ -161,7 +164,7 @@ class KVCache:
         gone = np.isin(t.position, block.inherited[block.inherited[:, 0] == row, 1])
         if self.policy.learned:
             s = t.k_int @ block.q_int[row] / math.sqrt(t.k_int.shape[1]) + block.beta
-            gone |= ~(s > 0)  # a tie or a NaN drops
+            gone |= ~(s > self.threshold) & (t.seen - t.position > self.config.int_delay)  # a tie or a NaN drops
         left = np.flatnonzero(~gone)  # heavy hitters are chosen among these
         gone[left] = self.policy.drops(t.seen, t.position[left], t.attention[left])
         return gone

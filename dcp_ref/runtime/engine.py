@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from dcp_ref import files
+from dcp_ref.interaction import check_threshold
 from dcp_ref.model import block_params
 from dcp_ref.runtime import kernels, native, native_kernels
 from dcp_ref.runtime.block import Stats
@@ -27,6 +28,8 @@ class Engine:
     `backend` is "native" (C) or "numpy"; None takes native where it is built, else NumPy with one warning. `policy` is
     what decides a drop (policies.py): None is the learned scores where the model has them, else nothing is dropped. The
     logits and the live positions are those of the dense forward with that policy at alpha = inf.
+    `threshold`: the learned rule drops a token unless its score is above it. A lower one keeps more, a higher one less;
+    0 is what a model is trained for.
     `weights` and `kv` are how matrices, and keys and values, are stored: "float32", "float16" or "int8" (storage.py).
     `threads`: at most so many, and no more than OpenMP gives (OMP_NUM_THREADS, threadpoolctl); None is all of those.
     `max_cache_bytes` bounds the pages of the cache, owned and free.
@@ -34,16 +37,18 @@ class Engine:
     """
 
     def __init__(self, model: Model, backend: str | None = None, *, policy: Policy | None = None,
-                 weights: str = "float32", kv: str = "float32", threads: int | None = None,
+                 threshold: float = 0.0, weights: str = "float32", kv: str = "float32", threads: int | None = None,
                  max_cache_bytes: int | None = None) -> None:
         self.backend, self.config, self.weights = _backend(backend), model.config, check_storage("weights", weights)
         self.policy = for_model(model.config, policy)
+        self.threshold = check_threshold(threshold, self.policy.learned)
         self._threads = 0 if threads is None else operator.index(threads)
         if threads is not None and not 1 <= threads < 2**31:
             raise ValueError(f"threads must be a positive integer or None, not {threads}")
         if max_cache_bytes is not None and operator.index(max_cache_bytes) < 1:
             raise ValueError(f"max_cache_bytes must be positive or None, not {max_cache_bytes}")
-        options: dict[str, Any] = {"max_bytes": max_cache_bytes, "kv": kv, "policy": self.policy}
+        options: dict[str, Any] = {"max_bytes": max_cache_bytes, "kv": kv, "policy": self.policy,
+                                   "threshold": self.threshold}
         self._kernels: Any = native_kernels if self.backend == "native" else kernels
         self._cache: KVCache | native.NativeCache
         if self.backend == "native":

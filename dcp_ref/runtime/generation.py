@@ -40,7 +40,7 @@ def generate(
 ) -> list[Generation]:
     """Continue each prompt (a text, or token ids), all in one batch: one Generation a prompt, in their order.
 
-    `backend` and `engine_options` (policy, weights, kv, threads, max_cache_bytes) are Engine's.
+    `backend` and `engine_options` (policy, threshold, weights, kv, threads, max_cache_bytes) are Engine's.
     Row b draws from SeedSequence([seed, b]) and ends by itself: it does not depend on the rows beside it. temperature
     0 is greedy. Raises ValueError naming the prompt or setting at fault, before anything is computed.
     """

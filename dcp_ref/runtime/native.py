@@ -19,7 +19,7 @@ from dcp_ref.runtime.block import (
     check_starts,
     page_layout,
 )
-from dcp_ref.runtime.policies import Policy, for_model
+from dcp_ref.runtime.policies import Policy, float32_threshold, for_model
 from dcp_ref.runtime.storage import STORAGES, aligned, check_storage
 from dcp_ref.runtime.turns import Turns
 
@@ -78,12 +78,13 @@ class NativeCache:
     """
 
     def __init__(self, config: Config, page_slots: int = 32, max_bytes: int | None = None, kv: str = "float32",
-                 policy: Policy | None = None, threads: int = 0) -> None:
+                 policy: Policy | None = None, threshold: float = 0.0, threads: int = 0) -> None:
         if not available():
             raise RuntimeError('C extension not built: install a C compiler and reinstall, or use backend="numpy"')
         check_pages(page_slots, max_bytes)
         self.config, self.page_slots, self.max_bytes, self.threads = config, page_slots, max_bytes, threads
         self.kv, self.policy = check_storage("kv", kv), for_model(config, policy)
+        self.threshold = float32_threshold(threshold, self.policy)
         self._rank = self.policy.rank(config)
         self._scales = [config.attention_scale(layer) for layer in range(config.n_layer)]
         self._cache = ffi.gc(self._new_cache(), lib.dcp_cache_clear)
@@ -108,7 +109,8 @@ class NativeCache:
             "part": layout.parts, "v_at": layout.v_at, "v_panels": v_panels, "list_pages": list_pages,
             "threads": threads, "scratch": ffi.from_buffer(self._scratch),
             "policy": {"window": policy.window or 0, "first": policy.first, "stride": policy.stride,
-                       "heavy": policy.heavy or 0, "by_attention": policy.heavy is not None},
+                       "heavy": policy.heavy or 0, "by_attention": policy.heavy is not None,
+                       "delay": min(config.int_delay, config.n_positions), "threshold": self.threshold},
             "pool": {"page_slots": self.page_slots, "page_bytes": layout.bytes,
                      "chunk_pages": max(CHUNK_BYTES // layout.bytes, 1),
                      "max_pages": min(self.max_bytes or sys.maxsize, sys.maxsize) // layout.bytes}})

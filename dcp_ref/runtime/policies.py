@@ -2,10 +2,12 @@
 
 Before token i is inserted, a live token j < i stays in a layer iff
 
-    (not learned or s[i, j] > 0)  and  (i - j < window  or  j < first  or  j % stride == 0  or  j is a heavy hitter)
+    (not learned  or  s[i, j] > threshold  or  i - j <= int_delay)
+    and  (i - j < window  or  j < first  or  j % stride == 0  or  j is a heavy hitter)
 
-and a drop is for good. Heavy hitters are the `heavy` tokens with the largest accumulated attention among the live
-ones that no other rule keeps. Positions are absolute: nothing is renumbered after a drop.
+and a drop is for good. `threshold` is the engine's, 0 unless told; `int_delay` is the model's. Heavy hitters are the
+`heavy` tokens with the largest accumulated attention among the live ones that no other rule keeps. Positions are
+absolute: nothing is renumbered after a drop.
 """
 
 import re
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dcp_ref.config import Config
+from dcp_ref.interaction import check_threshold
 from dcp_ref.layers import softmax
 
 
@@ -22,7 +25,7 @@ from dcp_ref.layers import softmax
 class Policy:
     """One way to drop tokens; `name` is what messages and `str` show.
 
-    `learned`: drop unless s > 0. `window`: i - j < window stays; None is no rule by position, everything stays.
+    `learned`: drop by the score. `window`: i - j < window stays; None is no rule by position, everything stays.
     `first`: j < first stays. `stride`: j % stride == 0 stays, 0 is none. `heavy`: so many heavy hitters stay.
     Raises ValueError, naming the field, when a value is impossible; first, stride and heavy need a window.
     """
@@ -162,3 +165,9 @@ def for_model(config: Config, policy: Policy | None) -> Policy:
         raise TypeError(f"policy must be None or a Policy, not {policy!r}: policies.parse makes one of a text")
     policy.check(config)
     return policy
+
+
+def float32_threshold(threshold: float, policy: Policy) -> float:
+    """What the scores of a cache must exceed, in float32 as they are: inf where it is too large. Raises ValueError."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(check_threshold(threshold, policy.learned)))

@@ -70,6 +70,8 @@ def engine_options(p: argparse.ArgumentParser) -> None:
     add = p.add_argument
     add("--backend", choices=sorted(BACKENDS), help="C or NumPy (default: native where it is built)")
     add("--policy", metavar="RULE", help=f"what drops tokens: {policies.FORMS} (default: learned, if the model can)")
+    add("--threshold", type=float, default=0.0, metavar="T",
+        help="learned: drop what has no score above T; lower keeps more (default: 0)")
     storage_options(p)
     add("--max-cache-bytes", type=int, metavar="N", help="more for keys and values is an error (default: no bound)")
 
@@ -85,8 +87,8 @@ def storage_options(p: argparse.ArgumentParser) -> None:
 def engine(model: Model, args: argparse.Namespace) -> Engine:
     """The engine that those options ask for. Raises ValueError, RuntimeError as Engine does."""
     policy = None if args.policy is None else policies.parse(args.policy)
-    return Engine(model, args.backend, policy=policy, weights=args.weights, kv=args.kv, threads=args.threads,
-                  max_cache_bytes=args.max_cache_bytes)
+    return Engine(model, args.backend, policy=policy, threshold=args.threshold, weights=args.weights, kv=args.kv,
+                  threads=args.threads, max_cache_bytes=args.max_cache_bytes)
 
 
 def _train_options(p: argparse.ArgumentParser) -> None:

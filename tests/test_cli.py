@@ -67,6 +67,17 @@ def test_settings_reach_the_model(run):
 
 
 @pytest.mark.parametrize("backend", ["numpy", *["native"] * native.available()])
+def test_a_threshold(run, backend):
+    def live(*arguments):
+        result = json.loads(run("the", "--json", "--temperature", "0", "--backend", backend, *arguments)[1])
+        return result["generations"], result["live_tokens"], result["kept"]
+
+    assert live("--threshold", "0") == live()
+    assert live("--threshold=-1e9") == live("--policy", "dense") and live("--threshold=-1e9")[2] == 1
+    assert live("--threshold", "inf")[1] == CONFIG.n_layer == live("--threshold", "1e9")[1]  # each token sees itself
+
+
+@pytest.mark.parametrize("backend", ["numpy", *["native"] * native.available()])
 def test_json(run, backend):
     code, out, err = run("the", "señor", "--json", "--backend", backend)
     result = json.loads(out)

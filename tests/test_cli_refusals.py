@@ -39,6 +39,8 @@ def run(model, capsys):
         (["the", "--temperature", "-1"], ["temperature", "-1"]),
         (["the", "--top-k", "0"], ["top_k", "0"]),
         (["the", "--top-p", "nan"], ["top_p", "nan"]),
+        (["the", "--threshold", "nan"], ["threshold must be a number, not nan"]),
+        (["the", "--threshold", "1", "--policy", "window:3"], ["threshold is 1.0, but nothing is dropped"]),
         (["the", "--seed", "-3"], ["seed", "-3"]),
         (["the", "--max-new-tokens", "-3"], ["max_new_tokens", "-3"]),
         (["the", "--model", "tinny"], ["tinny", "no such directory"]),

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training_tools import STEPS, failing, result, run_settings, write_text
 
-from dcp_ref import weights
+from dcp_ref import Config, weights
+from dcp_ref.training import TrainSettings, loop, perplexity, train
 from dcp_ref.training import checkpoint as checkpoint_files
-from dcp_ref.training import loop, perplexity, train
 
 
 def test_training_lowers_the_loss_and_leaves_a_model(text, tmp_path):
@@ -54,15 +54,32 @@ def test_pruned_run_starts_from_a_dense_one(text, tmp_path, capsys):
     assert "context kept 100.0%" in capsys.readouterr().out
     dense = weights.load(tmp_path / "dense")
     assert dense.config.int_n_embd is None
-    changes = dict(config=None, int_n_embd=4, propagate_in_depth=True, steps=1, learning_rate=1e-30)
+    changes = dict(config=None, int_n_embd=4, propagate_in_depth=True, int_delay=5, steps=1, learning_rate=1e-30)
     train(run_settings(text, tmp_path / "pruned", init=str(tmp_path / "dense"), **changes), progress=False)
     pruned = weights.load(tmp_path / "pruned")
-    assert pruned.config == dataclasses.replace(dense.config, int_n_embd=4, propagate_in_depth=True)
+    assert dense.config.int_delay == 0
+    assert pruned.config == dataclasses.replace(dense.config, int_n_embd=4, propagate_in_depth=True, int_delay=5)
     assert all((pruned.params[name] == p).all() for name, p in dense.params.items())
     assert pruned.params["h.1.attn.int_bias"] == 2
     assert pruned.tokenizer.encode("the old sea") == dense.tokenizer.encode("the old sea")
     train(run_settings(text, tmp_path / "again", init=str(tmp_path / "pruned"), config=None, steps=1), progress=False)
-    assert weights.load(tmp_path / "again").config == pruned.config  # its own width and depth, not the settings'
+    assert weights.load(tmp_path / "again").config == pruned.config  # its own width, depth, delay, not the settings'
+
+
+@pytest.mark.parametrize(("own", "given", "delay"), [(0, None, 0), (3, None, 3), (3, 0, 0), (0, 2, 2), (3, 2, 2)])
+@pytest.mark.parametrize("rank", [None, 4])
+def test_the_delay_that_is_given_else_the_models_own(own, given, delay, rank):
+    config = Config(int_n_embd=rank, int_delay=own)
+    assert TrainSettings(text=("a",), out="b", prune=True, int_delay=given).with_pruning(config).int_delay == delay
+
+
+def test_a_delay_is_trained_with(text, tmp_path):
+    """With one as long as the context nothing is ever dropped, and the scores have nothing to learn from."""
+    train(run_settings(text, tmp_path / "run", int_delay=16, steps=2, weight_decay=0.0), progress=False)
+    model, rows = weights.load(tmp_path / "run"), result(tmp_path / "run")[2]
+    assert model.config.int_delay == 16 and {row["share_kept"] for row in rows if "share_kept" in row} == {1}
+    assert {row["sparsity"] for row in rows if "sparsity" in row} == {1}
+    assert model.params["h.0.attn.int_bias"] == 2
 
 
 def test_number_of_threads_does_not_change_the_result(text, tmp_path, unbroken):

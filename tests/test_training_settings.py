@@ -28,6 +28,8 @@ def test_other_settings_are_refused_on_resuming(text, tmp_path, change):
         ("model_type is 'llama'", {"config": '{"model_type": "llama"}'}),
         ("config", {"config": "no.json"}), ("nowhere", {"init": "nowhere", "config": None}),
         ("propagate_in_depth: .* without prune", {"prune": False, "propagate_in_depth": True}),
+        ("int_delay: .* without prune", {"prune": False, "int_delay": 1}), ("int_delay must be", {"int_delay": -1}),
+        ("int_delay must be of type int", {"int_delay": 1.0}),
         ("prune: tiny has interaction", {"prune": False, "init": "tiny", "config": None, "context": 16}),
         ("prune: the config has interaction", {"prune": False, "config": '{"int_n_embd": 3}'}),
         ("context: the model has 1 position", {"config": '{"n_positions": 1}'}),

@@ -38,6 +38,9 @@ class TrainSettings:
     prune: bool = option(False, "learn to drop context, best from a dense init; adds interaction weights where needed")
     int_n_embd: int = option(16, "width of the interaction weights, where they are added")
     propagate_in_depth: bool = option(False, "with prune: what one layer drops, later ones drop too")
+    int_delay: int | None = option(
+        None, "with prune: steps a token is safe before it can be dropped; none: what init or config says, else 0"
+    )
     vocab_size: int = option(4096, "tokens of a new tokenizer, at most")
     context: int | None = option(None, "tokens a sequence; none: n_positions")
     steps: int = option(2000, "steps of the optimizer in all")
@@ -76,11 +79,13 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a positive number, not {value!r}")
-        for name in ("warmup", "weight_decay", "gamma", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a number of 0 or more, not {getattr(self, name)!r}")
-        if self.propagate_in_depth and not self.prune:
-            raise ValueError("propagate_in_depth: nothing is dropped without prune; give both")
+        for name in ("warmup", "weight_decay", "gamma", "seed", "int_delay"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a number of 0 or more, not {value!r}")
+        for name in ("propagate_in_depth", "int_delay"):
+            if getattr(self, name) and not self.prune:
+                raise ValueError(f"{name}: nothing is dropped without prune; give both")
         if self.batch % self.micro_batch:
             raise ValueError(f"batch ({self.batch}) must be a multiple of micro_batch ({self.micro_batch})")
         if self.vocab_size < 257:
@@ -107,7 +112,9 @@ class TrainSettings:
                                  f"{config.int_n_embd}), and a run would train them: give prune too")
             return config
         depth = config.propagate_in_depth or self.propagate_in_depth
-        return dataclasses.replace(config, int_n_embd=config.int_n_embd or self.int_n_embd, propagate_in_depth=depth)
+        delay = config.int_delay if self.int_delay is None else self.int_delay
+        return dataclasses.replace(config, int_n_embd=config.int_n_embd or self.int_n_embd, propagate_in_depth=depth,
+                                   int_delay=delay)
 
     def context_of(self, config: Config) -> int:  # T
         """Tokens of a sequence. Raises ValueError when the model has fewer positions, or one: no pair j < i."""

@@ -1,0 +1,1 @@
+"""Measuring pruned models: perplexity against the share of context kept, zero-shot tasks."""

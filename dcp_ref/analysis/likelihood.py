@@ -1,6 +1,6 @@
 """How likely a model finds texts, through the cache: nats of tokens, and of continuations of a context."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from itertools import groupby
 from typing import NamedTuple
 
@@ -29,8 +29,9 @@ def nats(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:  # [N, V], [N] 
 def pair_ids(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
     """The ids of both, cut where the ids of the context alone end, as lm-evaluation-harness does.
 
-    White space at the end of the context goes to the continuation, where byte-level BPE has it. An empty context becomes the
-    end of a text. Raises ValueError when the continuation is empty, or nothing can stand for an empty context.
+    White space at the end of the context goes to the continuation, where byte-level BPE has it. An empty context
+    becomes the end of a text.
+    Raises ValueError when the continuation is empty, or nothing can stand for an empty context.
     """
     stripped = context.rstrip()
     if not continuation:
@@ -56,7 +57,7 @@ def fit(pair: Pair, n_positions: int) -> Pair:
     return context[-room:], continuation
 
 
-def score(engine: Engine, pairs: Sequence[Pair]) -> list[Scored]:
+def score(engine: Engine, pairs: Iterable[Pair]) -> list[Scored]:
     """What the engine finds of each continuation; neighbours with the same context share it, by a fork each.
 
     Each pair must fit. Raises ValueError as Engine.feed does.

@@ -21,11 +21,12 @@ TOKENS = np.random.default_rng(0).integers(0, MODEL.config.vocab_size, 150).asty
 POLICIES = ["learned", "dense", "window:9", "strided:3,7", "sinks:2,9", "heavy_hitters:4,5"]
 
 
-def dense(model, policy, tokens, context, stride):
+def dense(model, policy, tokens, context, stride, threshold=0.0):
     """The same by the dense forward, window by window: (nats [T], live [L, T])."""
     nats, live = np.zeros(context), np.zeros((model.config.n_layer, context), int)
     for start, scored, end in spans(len(tokens) - 1, context, stride):
-        logits, own = forward(model.params, tokens[None, start:end].astype(int), model.config, policy=policy)
+        logits, own = forward(model.params, tokens[None, start:end].astype(int), model.config, policy=policy,
+                              threshold=threshold)
         mask = np.cumprod(own, axis=0) if model.config.propagate_in_depth else own
         logits = logits[0].astype(np.float64)
         log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -49,6 +50,16 @@ def test_equals_the_dense_forward(backend, policy, stride):
     pairs = np.arange(40) @ found.tokens
     assert_allclose(found.layers_kept, live.sum(1) / pairs, rtol=1e-15)
     assert 0 < found.share_kept < 1 or policy == "dense"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("threshold", [-1.0, 2.0])
+def test_a_delay_and_a_threshold(backend, threshold):
+    model = moderate_model(int_delay=3)
+    found = evaluate(Engine(model, backend, threshold=threshold), TOKENS, 40)
+    nats, live = dense(model, policies.learned, TOKENS, 40, 40, threshold)
+    np.testing.assert_array_equal(found.live, live)
+    assert_allclose(found.nats, nats, **EVALUATED)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

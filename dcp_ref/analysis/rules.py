@@ -12,7 +12,7 @@ from dcp_ref.weights import Model
 
 SINKS = 4  # as in StreamingLLM
 CLOSE = 0.03  # of the share asked for: near enough for a threshold
-DOUBLINGS, HALVINGS = 30, 12  # of the search for one
+DOUBLINGS, HALVINGS = 12, 12  # of the search for one
 
 # A rule of size w, for a context T: strided and heavy hitters spend half on the window.
 RULES: dict[str, Callable[[int, int], Policy]] = {

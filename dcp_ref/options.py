@@ -21,6 +21,7 @@ EXAMPLES = """examples:
   dcp-ref COMMAND --help
 """
 
+DEFAULT_MODEL = "tiny"
 EVALUATE = """Perplexity and the share of context kept, token by token through the cache; or a zero-shot task.
 
 Windows of T tokens begin every S tokens, and each scores the tokens that no earlier one did: from the second
@@ -94,7 +95,8 @@ def _evaluate_options(p: argparse.ArgumentParser) -> None:
     add("--max-tokens", type=int, metavar="N", help="score the first N tokens only (default: all)")
     add("--batch", type=int, metavar="N", help="windows side by side (default: what a gigabyte holds, at most 64)")
     add("--sweep", action="store_true", help="perplexity against context kept, for the learned rule and the others")
-    add("--models", nargs="+", action="extend", default=[], metavar="DIR", help="sweep: a point each, at threshold 0")
+    add("--models", nargs="+", action="extend", default=[], metavar="DIR",
+        help="sweep: a point each, at threshold 0; without --model, there is no curve over thresholds")
     add("--dense", metavar="DIR", help="sweep: a model for dense and fixed rules (default: the same, nothing learned)")
     add("--thresholds", nargs="+", type=float, action="extend", default=[], metavar="T",
         help="sweep: of the learned rule (default: those that keep about 100, 50, 20, 10, 5, 2 and 1%%)")

@@ -1,5 +1,6 @@
 """`dcp-ref evaluate` as people type it."""
 
+import dataclasses
 import functools
 import json
 import lzma
@@ -11,8 +12,8 @@ from cli_tools import assert_refused, call, saved
 from test_tasks import ITEMS, written
 from text_models import CONFIG, TOKENIZER, text_model
 
-from dcp_ref import Engine, Model, cli_evaluate, policies, weights
-from dcp_ref.analysis import sweep
+from dcp_ref import Engine, Model, policies, weights
+from dcp_ref.analysis import sweep, texts
 from dcp_ref.analysis.perplexity import evaluate
 from dcp_ref.tokenizer import Tokenizer
 
@@ -92,12 +93,15 @@ def test_sweep(run, book, model, short, tmp_path):
     assert rules.count("learned") == 3 and rules.count("learned, by model") == 2 and rules.count("dense") == 1
     assert all(rules.count(rule) == 2 for rule in ("window", "strided", "sinks", "heavy_hitters"))
     assert text.count("\n| ") == 2 + len(rules)
+    assert f"dense and fixed rules: {model} with its learned rule off" in text and result["note"] in text
 
 
 def test_sweep_with_another_dense_model(run, book, model, short, capsys, tmp_path):
-    weights.save(text_model(seed=1), tmp_path / "dense")
+    weights.save(text_model(dataclasses.replace(CONFIG, int_n_embd=None), seed=1), tmp_path / "dense")
     arguments = ["--text", book, "--sweep", "--json", "--thresholds", "0.5", "-1", "--dense", str(tmp_path / "dense")]
-    points = json.loads(run(*arguments)[1])["points"]
+    result = json.loads(run(*arguments)[1])
+    points = result["points"]
+    assert result["note"] == "" and "learned rule off" not in run(*arguments[:3], *arguments[4:])[1]
     assert [p["threshold"] for p in points if p["rule"] == "learned"] == [-1, 0, 0.5]
     assert {p["model"] for p in points if p["rule"] != "learned"} == {str(tmp_path / "dense")}
     points = json.loads(call(capsys, "evaluate", "--text", book, "--sweep", "--json", "--models", model)[1])["points"]
@@ -140,7 +144,7 @@ def test_contexts_that_were_cut(run, tmp_path):
     (["--text", "nowhere"], "nowhere: cannot be read"),
     (["--text", "BOOK", "--context", "49"], "context must be from 2 to n_positions (48), not 49"),
     (["--text", "BOOK", "--stride", "0"], "stride must be from 1 to the context"),
-    (["--text", "BOOK", "--max-tokens", "1"], "--max-tokens must be 2 or more"),
+    (["--text", "BOOK", "--max-tokens", "1"], "max_tokens must be 2 or more"),
     (["--text", "BOOK", "--batch", "0"], "batch must be 1 or more"),
     (["--text", "BOOK", "--policy", "windw:3"], "windw:3"),
     (["--text", "BOOK", "--policy", "dense", "--threshold", "1"], "threshold is"),
@@ -163,6 +167,6 @@ def test_models_that_do_not_fit(run, book, tmp_path):
 def test_a_missing_matplotlib_is_said_before_the_work(run, book, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr(cli_evaluate, "load", lambda name: 1 / 0)
+    monkeypatch.setattr(texts, "load", lambda name: 1 / 0)
     assert_refused(run("--text", book, "--sweep", "--out", str(tmp_path / "a" / "b")), "matplotlib is missing")
     assert not (tmp_path / "a").exists()

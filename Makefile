@@ -9,7 +9,7 @@ PYTEST := HYPOTHESIS_PROFILE=ci $(CURDIR)/$(RUN)/python -m pytest --capture=sys
 THREADED := $(patsubst %,tests/test_%.py,kernels training_native invariance cache threads)
 NATIVE := $(THREADED) $(patsubst %,tests/test_%.py,slots native block cache_memory cache_policies engine theorem \
   theorem_storage memory)
-.PHONY: demo test lint bench mutants asan tsan baseline clean
+.PHONY: demo test lint bench mutants lm-eval asan tsan baseline clean
 
 demo: .venv/run
 	$(RUN)/dcp-ref generate "The old man looked at the sea" --model tiny
@@ -26,6 +26,9 @@ bench:
 
 mutants: .venv/test
 	$(RUN)/python tests/mutants.py
+
+lm-eval: .venv/test,lm-eval
+	$(RUN)/python -m pytest tests/test_lm_eval.py
 
 asan: .venv/test
 	$(COPY) CFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=undefined" $(BUILD)

@@ -1,4 +1,4 @@
-"""The `dcp-ref` command: generate | train | download | bench | info."""
+"""The `dcp-ref` command: generate | train | evaluate | download | bench | info."""
 
 import argparse
 import dataclasses
@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from dcp_ref import __version__, cli_bench, cli_generate, files, options, weights
+from dcp_ref import __version__, cli_bench, cli_evaluate, cli_generate, files, options, weights
 from dcp_ref.runtime import native
 from dcp_ref.training import TrainSettings, train
 
@@ -103,7 +103,8 @@ def _info(args: argparse.Namespace) -> None:
     print(json.dumps(facts) if args.json else "\n".join(f"{name:12} {value}" for name, value in facts.items()))
 
 
-COMMANDS = {"generate": cli_generate.run, "train": _train, "download": _download, "bench": cli_bench.run, "info": _info}
+COMMANDS = {"generate": cli_generate.run, "train": _train, "evaluate": cli_evaluate.run, "download": _download,
+            "bench": cli_bench.run, "info": _info}
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any, get_args, get_origin
 
 from dcp_ref import __version__
+from dcp_ref.analysis.tasks import TASKS
 from dcp_ref.runtime import policies
 from dcp_ref.runtime.engine import BACKENDS, Engine
 from dcp_ref.runtime.storage import STORAGES
@@ -16,7 +17,22 @@ EXAMPLES = """examples:
   dcp-ref generate --file chapter.txt --max-new-tokens 50 --temperature 0
   dcp-ref train --text book.txt --out dense
   dcp-ref train --text book.txt --out pruned --init dense --prune
+  dcp-ref evaluate --text book.txt
   dcp-ref COMMAND --help
+"""
+
+DEFAULT_MODEL = "tiny"
+EVALUATE = """Perplexity and the share of context kept, token by token through the cache; or a zero-shot task.
+
+Windows of T tokens begin every S tokens, and each scores the tokens that no earlier one did: from the second
+window on, a scored token has at least T - S tokens of context. Kept is the mean, over layers and pairs of a scored
+row and an earlier token of its window, of what the layer still holds.
+"""
+EVALUATE_EXAMPLES = """examples:
+  dcp-ref evaluate --text valid.txt.xz --max-tokens 20000
+  dcp-ref evaluate --text book.txt --policy sinks:4,60 --stride 128
+  dcp-ref evaluate --text book.txt --sweep --out curve
+  dcp-ref evaluate --task hellaswag --data hellaswag.jsonl --limit 100
 """
 
 
@@ -29,6 +45,10 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     _generate_options(commands.add_parser("generate", help="continue prompts"))
     _train_options(commands.add_parser("train", help="train a model on text"))
+
+    _evaluate_options(commands.add_parser(
+        "evaluate", help="measure perplexity and context kept, or accuracy in zero-shot tasks",
+        description=EVALUATE, epilog=EVALUATE_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter))
 
     p = commands.add_parser("download", help="fetch a GPT-2 from the Hugging Face hub")
     p.add_argument("name", help="gpt2, gpt2-medium, ..., or owner/name")
@@ -62,6 +82,29 @@ def _bench_options(p: argparse.ArgumentParser) -> None:
     add("--batch", type=int, default=8, metavar="N", help="sequences decoded at once (default: 8)")
     storage_options(p)
     add("--out", metavar="DIR", help="write the table, JSON and plots there too")
+    add("--json", action="store_true", help="print one JSON object")
+
+
+def _evaluate_options(p: argparse.ArgumentParser) -> None:
+    add = p.add_argument
+    add("--text", nargs="+", action="extend", default=[], metavar="FILE",
+        help="texts to measure on: UTF-8, or .xz; lines <|endoftext|> separate documents")
+    add("--model", help="a model directory, or the name of a shipped model (default: tiny)")
+    add("--context", type=int, metavar="T", help="tokens of a window (default: n_positions)")
+    add("--stride", type=int, metavar="S", help="tokens from window to window (default: the context)")
+    add("--max-tokens", type=int, metavar="N", help="score the first N tokens only (default: all)")
+    add("--batch", type=int, metavar="N", help="windows side by side (default: what a gigabyte holds, at most 64)")
+    add("--sweep", action="store_true", help="perplexity against context kept, for the learned rule and the others")
+    add("--models", nargs="+", action="extend", default=[], metavar="DIR",
+        help="sweep: a point each, at threshold 0; without --model, there is no curve over thresholds")
+    add("--dense", metavar="DIR", help="sweep: a model for dense and fixed rules (default: the same, nothing learned)")
+    add("--thresholds", nargs="+", type=float, action="extend", default=[], metavar="T",
+        help="sweep: of the learned rule (default: those that keep about 100, 50, 20, 10, 5, 2 and 1%%)")
+    add("--out", metavar="PREFIX", help="sweep: write PREFIX.json, PREFIX.md and PREFIX.png, which needs matplotlib")
+    add("--task", choices=sorted(TASKS), help="a zero-shot task; its dense result comes beside a learned one")
+    add("--data", metavar="FILE", help="task: its items, a JSON object a line")
+    add("--limit", type=int, metavar="N", help="task: the first N items only (default: all)")
+    engine_options(p)
     add("--json", action="store_true", help="print one JSON object")
 
 

@@ -75,6 +75,11 @@ class Tokenizer:
             raise ValueError(f"text is not valid Unicode: a lone surrogate at index {error.start}") from None
         return self._backend.encode(text, add_special_tokens=False).ids
 
+    def byte_counts(self) -> list[int]:
+        """Bytes of text that each id stands for, by id: each of its characters is one. End of text stands for none."""
+        tokens = [self._backend.id_to_token(i) or "" for i in range(self.vocab_size)]
+        return [0 if token == END_OF_TEXT else len(token) for token in tokens]
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that are not whole UTF-8 characters become U+FFFD.
 

@@ -33,6 +33,7 @@ CACHE, ENGINE = "dcp_ref/runtime/cache.py", "dcp_ref/runtime/engine.py"
 ATTENTION = "csrc/attention.c"
 TRAINING_C, NATIVE = "csrc/training.c", ("tests/test_training_native.py",)
 STEP = "dcp_ref/training/step.py"
+MEASURED = tuple(f"tests/test_{name}.py" for name in ("perplexity", "rules", "likelihood", "tasks", "zero_shot"))
 
 
 class Mutant(NamedTuple):
@@ -174,6 +175,21 @@ MUTANTS = [
     Mutant("the mask's gradient in its own row only (C)", TRAINING_C, "sum[j] += dlog_i[", "sum[j] = dlog_i[", NATIVE),
     Mutant("validation on the training text", "dcp_ref/training/loop.py", "state.config, valid, context",
            "state.config, tokens, context", TRAINING),
+    # What is measured of a model.
+    Mutant("a token counts as context of its own", "dcp_ref/analysis/perplexity.py", ".sum(1) - len(scored)", ".sum(1)",
+           MEASURED),
+    Mutant("overlapping windows score twice", "dcp_ref/analysis/perplexity.py",
+           "if group[n].start + p >= group[n].scored]", "]", MEASURED),
+    Mutant("a kept token's window is one too long", "dcp_ref/analysis/rules.py",
+           "np.tril(policy.stays(i[:, None], i), -1)", "np.tril(policy.stays(i[:, None], i + 1), -1)", MEASURED),
+    Mutant("endings of one context are fed to one sequence", "dcp_ref/analysis/likelihood.py",
+           "child = engine.fork(parent)", "child = engine.new_sequence()", MEASURED),
+    Mutant("a long context loses its end", "dcp_ref/analysis/likelihood.py",
+           "context[-room:]", "context[:room]", MEASURED),
+    Mutant("an option of winogrande has no blank", "dcp_ref/analysis/tasks.py", "(before + option, after)",
+           "(before, option + after)", MEASURED),
+    Mutant("the longest answer is normalised most", "dcp_ref/analysis/zero_shot.py",
+           "f.nats / (length", "f.nats * (length", MEASURED),
 ]
 
 

@@ -37,7 +37,7 @@ def test_info(capsys):
 def test_help(capsys):
     code, out, _ = call(capsys)
     assert code == 0 and "dcp-ref generate" in out
-    for command in ("generate", "train", "download", "bench", "info"):
+    for command in ("generate", "train", "evaluate", "download", "bench", "info"):
         assert command in out
         with pytest.raises(SystemExit, match="0"):
             cli.main([command, "--help"])

@@ -17,6 +17,8 @@ MODEL = Model(SMALL, random_params(SMALL, 1, np.float32), None)
 
 def state(engine, sequences):
     layers = range(SMALL.n_layer)
+    counts = [[len(engine.live_positions(s, layer)) for s in sequences] for layer in layers]
+    assert engine.live_counts(sequences).tolist() == counts
     return engine.stats(), [engine.live_positions(s, layer).tolist() for s in sequences for layer in layers]
 
 
@@ -64,6 +66,8 @@ def test_wrong_sequences_are_named(backend):
         engine.release(b)
     with pytest.raises(ValueError, match="1 is unknown or was released"):
         engine.live_positions(b, 0)
+    with pytest.raises(ValueError, match="1 is unknown or was released"):
+        engine.live_counts([a, b])
     with pytest.raises(ValueError, match="layer"):
         engine.live_positions(a, 3)
     with pytest.raises(ValueError, match="logits"):

@@ -157,3 +157,11 @@ def test_corrupt_merges_are_named(tmp_path):
     write_pair(tmp_path, {"a": 0}, ["a b"])  # "b" is not in the vocabulary
     with pytest.raises(ValueError, match=r"vocab\.json: not a readable tokenizer"):
         Tokenizer.from_directory(tmp_path)
+
+
+def test_byte_counts():
+    text = "señor, 海は灰色 🌊, the naïve old man said.\n"
+    tokenizer = Tokenizer.train([text * 3], 280)
+    counts = tokenizer.byte_counts()
+    assert sum(counts[i] for i in tokenizer.encode(text)) == len(text.encode())
+    assert len(counts) == tokenizer.vocab_size and counts[tokenizer.eos_id] == 0

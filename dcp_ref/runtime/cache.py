@@ -153,6 +153,10 @@ class KVCache:
         """Positions of the live tokens, ascending."""
         return self._sequences[sequence][check_layer(self.config, layer)].position.copy()
 
+    def live_counts(self, sequences: Iterable[int]) -> np.ndarray:  # B of them -> int64 [L, B]
+        """How many tokens each layer holds of each sequence."""
+        return np.array([[len(tokens.position) for tokens in self._sequences[s]] for s in sequences], np.int64).T
+
     def stats(self) -> Stats:
         """Totals over layers and sequences."""
         live = sum(len(tokens.position) for layers in self._sequences for tokens in layers)

@@ -154,6 +154,13 @@ class Engine:
         """
         return self._cache.live_positions(sequence, layer)
 
+    def live_counts(self, sequences: Sequence[int]) -> np.ndarray:  # B of them -> int64 [L, B]
+        """How many tokens each layer holds of each sequence: the lengths of live_positions.
+
+        Raises ValueError when a sequence is unknown or was released.
+        """
+        return self._cache.live_counts(sequences)
+
     def stats(self) -> Stats:
         """Live tokens, slots and bytes owned, and bytes reserved, over all layers and sequences."""
         return self._cache.stats()

@@ -197,6 +197,12 @@ class NativeCache:
         return np.sort(table[table >= 0]).astype(np.int64)
 
     @_in_turn
+    def live_counts(self, sequences: Iterable[int]) -> np.ndarray:  # B of them -> int64 [L, B]
+        """How many tokens each layer holds of each sequence."""
+        found = [self._sequences[sequence] for sequence in sequences]
+        return np.array([[s.layer[layer].live for s in found] for layer in range(self.config.n_layer)], np.int64)
+
+    @_in_turn
     def slot_table(self, sequence: int, layer: int) -> np.ndarray:  # -> int32 [pages, page_slots]
         """The position of the token in every slot, -1 in a free one."""
         slots = self._sequences[sequence].layer[check_layer(self.config, layer)]

@@ -1,0 +1,81 @@
+"""How likely a model finds texts, through the cache: nats of tokens, and of continuations of a context."""
+
+from collections.abc import Iterable
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+
+from dcp_ref.runtime.engine import Engine
+from dcp_ref.tokenizer import Tokenizer
+
+Pair = tuple[list[int], list[int]]  # token ids: a context, and what comes after it
+
+
+class Scored(NamedTuple):
+    """Of a continuation: -log of its probability, and whether greedy decoding would have written it."""
+
+    nats: float
+    greedy: bool
+
+
+def nats(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:  # [N, V], [N] -> float64 [N]
+    """-log softmax(logits)[target], summed in float64."""
+    top = logits.max(-1, keepdims=True)
+    log_sum = np.log(np.exp(logits - top).sum(-1, dtype=np.float64)) + top[:, 0]
+    return log_sum - logits[np.arange(len(targets)), targets]
+
+
+def pair_ids(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
+    """The ids of both, cut where the ids of the context alone end, as lm-evaluation-harness does.
+
+    White space at the end of the context goes to the continuation, where byte-level BPE has it. An empty context
+    becomes the end of a text.
+    Raises ValueError when the continuation is empty, or nothing can stand for an empty context.
+    """
+    stripped = context.rstrip()
+    if not continuation:
+        raise ValueError("there is no text to score")
+    if not stripped:
+        if tokenizer.eos_id is None:
+            raise ValueError("the context is empty, and the tokenizer has no end of text to stand for it")
+        return [tokenizer.eos_id], tokenizer.encode(context + continuation)
+    ids = tokenizer.encode(stripped)
+    both = tokenizer.encode(context + continuation)
+    return ids, both[len(ids) :] or tokenizer.encode(context[len(stripped) :] + continuation)
+
+
+def fit(pair: Pair, n_positions: int) -> Pair:
+    """The pair with its context cut from the left, so that all that is fed, all but the last token, has a position.
+
+    Raises ValueError when the continuation leaves no position for a context.
+    """
+    context, continuation = pair
+    room = n_positions + 1 - len(continuation)
+    if room < 1:
+        raise ValueError(f"{len(continuation)} tokens to score are more than n_positions ({n_positions})")
+    return context[-room:], continuation
+
+
+def score(engine: Engine, pairs: Iterable[Pair]) -> list[Scored]:
+    """What the engine finds of each continuation; neighbours with the same context share it, by a fork each.
+
+    Each pair must fit. Raises ValueError as Engine.feed does.
+    """
+    results: list[Scored] = []
+    for context, group in groupby(pairs, lambda pair: pair[0]):
+        continuations = [continuation for _, continuation in group]
+        parent = engine.new_sequence()
+        [first] = engine.feed([parent], [context])
+        for continuation in continuations:
+            rows = first[None]
+            if len(continuation) > 1:
+                child = engine.fork(parent)
+                [more] = engine.feed([child], [continuation[:-1]], "all")
+                engine.release(child)
+                rows = np.concatenate([rows, more])
+            targets = np.array(continuation)
+            greedy = bool(np.all(rows.argmax(-1) == targets))
+            results.append(Scored(float(nats(rows, targets).sum()), greedy))
+        engine.release(parent)
+    return results

@@ -1,0 +1,166 @@
+"""Perplexity and the share of context kept, measured token by token through the cache."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from dcp_ref.analysis.likelihood import nats
+from dcp_ref.config import Config
+from dcp_ref.runtime.engine import Engine
+
+BATCH_BYTES = 2**30  # keys and values of the windows that go side by side, if nothing is dropped
+FIRST_BUCKET = 16  # positions of the first bucket; each later one ends at twice the position
+
+
+class Span(NamedTuple):
+    """A window over the rows start .. end - 1, of which those from `scored` on count."""
+
+    start: int
+    scored: int
+    end: int
+
+
+class Evaluation(NamedTuple):
+    """Sums over the rows that were scored, by their position p in the window: so many earlier tokens has a row.
+
+    position [T]; tokens [T] counts the rows, nats [T] adds up their losses, live [L, T] the earlier tokens that were
+    still there: before the row's own token is inserted, after those that it drops have gone.
+    """
+
+    position: np.ndarray
+    tokens: np.ndarray
+    nats: np.ndarray
+    live: np.ndarray
+
+    def part(self, first: int, end: int) -> "Evaluation":
+        """The positions first .. end - 1 alone."""
+        return Evaluation(*(x[..., first:end] for x in self))
+
+    @property
+    def nats_per_token(self) -> float:
+        return float(self.nats.sum() / self.tokens.sum())
+
+    @property
+    def perplexity(self) -> float:
+        """e to the nats a token; e^700 stands for all that is more."""
+        return math.exp(min(self.nats_per_token, 700.0))
+
+    @property
+    def layers_kept(self) -> list[float]:
+        """For each layer, the mean of its mask in force over pairs j < i of scored rows i; 1 where there is no pair."""
+        pairs = int(self.position @ self.tokens)
+        return [int(live) / pairs if pairs else 1.0 for live in self.live.sum(-1)]
+
+    @property
+    def share_kept(self) -> float:
+        """The mean of those of the layers."""
+        return math.fsum(self.layers_kept) / len(self.live)
+
+    def bits_per_byte(self, n_bytes: int) -> float | None:
+        """When the scored tokens stand for so many bytes of text; None when for none."""
+        return float(self.nats.sum()) / math.log(2) / n_bytes if n_bytes else None
+
+
+def spans(rows: int, context: int, stride: int) -> list[Span]:
+    """Windows at 0, stride, 2 * stride, ... over all rows; each scores the rows that no earlier one did.
+
+    So a row of a later window has at least context - stride earlier tokens of the text in its window.
+    """
+    result = [Span(0, 0, min(context, rows))]
+    while result[-1].end < rows:
+        start = result[-1].start + stride
+        result.append(Span(start, result[-1].end, min(start + context, rows)))
+    return result
+
+
+def check_windows(config: Config, tokens: np.ndarray, context: int | None, stride: int | None) -> tuple[int, int]:
+    """The context and the stride, with their defaults: n_positions, and the context.
+
+    Raises ValueError naming what is wrong: context must be in 2 .. n_positions, stride in 1 .. context, and there must
+    be three tokens, so that one that is scored has another to attend to.
+    """
+    context = config.n_positions if context is None else context
+    stride = context if stride is None else stride
+    if not 2 <= context <= config.n_positions:
+        raise ValueError(f"context must be from 2 to n_positions ({config.n_positions}), not {context}")
+    if not 1 <= stride <= context:
+        raise ValueError(f"stride must be from 1 to the context ({context}), not {stride}")
+    if len(tokens) < 3:
+        raise ValueError(f"the text has {len(tokens)} tokens: at least 3 are needed")
+    return context, stride
+
+
+def rows_at(n_tokens: int, context: int, stride: int) -> np.ndarray:  # -> int64 [T]
+    """How many rows are scored at each position of a window, in a text of so many tokens."""
+    count = np.zeros(min(context, n_tokens - 1), np.int64)
+    for span in spans(n_tokens - 1, context, stride):
+        count[span.scored - span.start : span.end - span.start] += 1
+    return count
+
+
+def evaluate(engine: Engine, tokens: np.ndarray, context: int | None = None, stride: int | None = None, *,
+             batch: int | None = None, progress: str | None = None) -> Evaluation:
+    """Feed a text [N] through the cache in windows (`spans`), one token a step, `batch` windows side by side.
+
+    Row i predicts token i + 1; what is measured equals the dense forward with the engine's policy over each window.
+    `progress` is the title of a bar on stderr, if that is a terminal; None shows none.
+    Raises ValueError as `check_windows` and Engine.feed do.
+    """
+    context, stride = check_windows(engine.config, tokens, context, stride)
+    batch = batch_of(engine.config, context) if batch is None else batch
+    if batch < 1:
+        raise ValueError(f"batch must be 1 or more, not {batch}")
+    todo = spans(len(tokens) - 1, context, stride)
+    T, ids = todo[0].end, tokens.astype(np.int64)
+    total = Evaluation(np.arange(T), np.zeros(T, np.int64), np.zeros(T), np.zeros((engine.config.n_layer, T), np.int64))
+    rows = sum(span.end - span.start for span in todo)
+    with tqdm(total=rows, unit=" tokens", desc=progress, disable=True if progress is None else None) as bar:
+        for first in range(0, len(todo), batch):
+            _side_by_side(engine, ids, todo[first : first + batch], total, bar)
+    return total
+
+
+def batch_of(config: Config, context: int) -> int:
+    """So many windows that their keys and values are no more than BATCH_BYTES, and 64 at most."""
+    return max(1, min(64, BATCH_BYTES // (context * config.n_layer * 2 * config.n_embd * 4)))
+
+
+def _side_by_side(engine: Engine, ids: np.ndarray, group: list[Span], total: Evaluation, bar: Any) -> None:
+    """Feed the windows of one batch, and add what they show to the total. Only the last may be shorter."""
+    sequences = [engine.new_sequence() for _ in group]
+    try:
+        for p in range(group[0].end - group[0].start):
+            running = [n for n, span in enumerate(group) if span.start + p < span.end]
+            logits = engine.feed([sequences[n] for n in running], [[ids[group[n].start + p]] for n in running])
+            scored = [k for k, n in enumerate(running) if group[n].start + p >= group[n].scored]
+            if scored:
+                targets = np.array([ids[group[running[k]].start + p + 1] for k in scored])
+                total.tokens[p] += len(scored)
+                total.nats[p] += nats(np.stack([logits[k] for k in scored]), targets).sum()
+                total.live[:, p] += engine.live_counts([sequences[running[k]] for k in scored]).sum(1) - len(scored)
+            bar.update(len(running))
+    finally:
+        for sequence in sequences:
+            engine.release(sequence)
+
+
+def buckets(evaluation: Evaluation) -> Iterator[tuple[int, int, Evaluation]]:
+    """Of positions 0 .. 15, 16 .. 31, 32 .. 63, ... where something was scored: (first, last, their part)."""
+    first, end, T = 0, FIRST_BUCKET, len(evaluation.tokens)
+    while first < T:
+        part = evaluation.part(first, min(end, T))
+        if part.tokens.any():
+            yield first, min(end, T) - 1, part
+        first, end = end, 2 * end
+
+
+def report(evaluation: Evaluation, n_bytes: int) -> dict[str, Any]:
+    """All that was measured, as JSON can hold it."""
+    positions = [{"first": first, "last": last, "tokens": int(part.tokens.sum()), "perplexity": part.perplexity,
+                  "share_kept": part.share_kept} for first, last, part in buckets(evaluation)]
+    return {"tokens": int(evaluation.tokens.sum()), "bytes": n_bytes, "perplexity": evaluation.perplexity,
+            "nats_per_token": evaluation.nats_per_token, "bits_per_byte": evaluation.bits_per_byte(n_bytes),
+            "share_kept": evaluation.share_kept, "layers_kept": evaluation.layers_kept, "positions": positions}

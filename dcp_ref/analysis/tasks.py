@@ -1,0 +1,118 @@
+"""Zero-shot tasks: files of items, as questions that a model answers by likelihood.
+
+    lambada     {"text"}                                        the last word is the answer
+    hellaswag   {"ctx", "endings", "label"}                     which ending follows
+    piqa        {"goal", "sol1", "sol2", "label"}               which solution follows
+    winogrande  {"sentence", "option1", "option2", "answer"}    which option makes what follows the blank likelier
+
+A line is one item, as JSON; label counts from 0, answer is "1" or "2".
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+BLANK = "_"
+
+
+class Question(NamedTuple):
+    """(context, continuation) of each answer, which of them is right, and the lengths in characters of the answers.
+
+    A question of one answer asks whether greedy decoding writes it.
+    """
+
+    pairs: list[tuple[str, str]]
+    right: int
+    lengths: list[int]
+
+
+class Task(NamedTuple):
+    """How to read an item, and the accuracy of guessing."""
+
+    question: Callable[[dict[str, Any]], Question]
+    chance: float
+    normalized: bool = False  # whether the nats a character are looked at too
+
+
+def lambada(item: dict[str, Any]) -> Question:
+    context, space, word = _text(item, "text").rpartition(" ")
+    if not context.strip() or not word.strip():
+        raise ValueError('"text" has no last word after a space')
+    return Question([(context, space + word)], 0, [len(word)])
+
+
+def hellaswag(item: dict[str, Any]) -> Question:
+    context, endings = _text(item, "ctx"), item.get("endings")
+    if not isinstance(endings, list) or len(endings) != 4 or not all(isinstance(e, str) and e.strip() for e in endings):
+        raise ValueError('"endings" must be four texts')
+    return _choice(context, endings, _label(item, "label", (0, 1, 2, 3)))
+
+
+def piqa(item: dict[str, Any]) -> Question:
+    return _choice(_text(item, "goal"), [_text(item, "sol1"), _text(item, "sol2")], _label(item, "label", (0, 1)))
+
+
+def winogrande(item: dict[str, Any]) -> Question:
+    sentence, options = _text(item, "sentence"), [_text(item, "option1"), _text(item, "option2")]
+    before, blank, after = sentence.partition(BLANK)
+    if not blank or not after.strip():
+        raise ValueError(f'"sentence" must have a blank, {BLANK}, and text after it')
+    after = " " + after.strip()
+    right = int(_label(item, "answer", ("1", "2"))) - 1
+    return Question([(before + option, after) for option in options], right, [len(option) for option in options])
+
+
+TASKS = {
+    "lambada": Task(lambada, 0.0),
+    "hellaswag": Task(hellaswag, 0.25, normalized=True),
+    "piqa": Task(piqa, 0.5, normalized=True),
+    "winogrande": Task(winogrande, 0.5),
+}
+
+
+def read_questions(task: str, path: str, limit: int | None = None) -> list[Question]:
+    """The questions of a file, the first `limit` of them; blank lines are none.
+
+    Raises ValueError naming the file, and the line that is not an item of this task.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be 1 or more, not {limit}")
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # U+2028 ends no line of JSON
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 at byte {error.start}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip()][:limit]
+    if not numbered:
+        raise ValueError(f"{path}: has no items")
+    return [_question(task, path, n, line) for n, line in numbered]
+
+
+def _question(task: str, path: str, n: int, line: str) -> Question:
+    try:
+        item = json.loads(line)
+        if not isinstance(item, dict):
+            raise ValueError("must be a JSON object")
+        return TASKS[task].question(item)
+    except ValueError as error:  # JSON's own is one
+        raise ValueError(f"{path}, line {n}: no item of {task}: {error}") from None
+
+
+def _choice(context: str, answers: list[str], right: int) -> Question:
+    return Question([(context, " " + answer) for answer in answers], right, [len(answer) for answer in answers])
+
+
+def _text(item: dict[str, Any], name: str) -> str:
+    value = item.get(name)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f'"{name}" must be a text that is not empty')
+    return value
+
+
+def _label(item: dict[str, Any], name: str, labels: tuple[Any, ...]) -> Any:
+    value = item.get(name)
+    if isinstance(value, bool) or value not in labels:
+        raise ValueError(f'"{name}" must be one of {json.dumps(labels)}')
+    return value

@@ -1,0 +1,69 @@
+"""A model's answers to the questions of a task."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from dcp_ref.analysis.likelihood import Pair, Scored, fit, pair_ids, score
+from dcp_ref.analysis.tasks import TASKS, Question
+from dcp_ref.runtime.engine import Engine
+from dcp_ref.tokenizer import Tokenizer
+
+
+class Encoded(NamedTuple):
+    """Questions as token ids that fit the model, and how many had a context that was cut from the left."""
+
+    pairs: list[list[Pair]]
+    cut: int
+
+
+def encode(questions: Sequence[Question], tokenizer: Tokenizer, n_positions: int) -> Encoded:
+    """Raises ValueError, counting items from 1, for one whose answer alone has no room."""
+    result, cut = [], 0
+    for n, question in enumerate(questions, 1):
+        try:
+            whole = [pair_ids(tokenizer, *pair) for pair in question.pairs]
+            fitting = [fit(pair, n_positions) for pair in whole]
+        except ValueError as error:
+            raise ValueError(f"item {n}: {error}") from None
+        result.append(fitting)
+        cut += fitting != whole
+    return Encoded(result, cut)
+
+
+def answer(engine: Engine, task: str, questions: Sequence[Question], encoded: Encoded,
+           progress: str | None = None) -> dict[str, Any]:
+    """Accuracy, its standard error and chance; for lambada the word's perplexity; as JSON can hold it.
+
+    `progress` is the title of a bar on stderr, if that is a terminal; None shows none.
+    """
+    bar = tqdm(encoded.pairs, desc=progress, unit=" items", disable=True if progress is None else None)
+    scored = [score(engine, pairs) for pairs in bar]
+    both = list(zip(questions, scored, strict=True))
+    result = {"items": len(both), "cut": encoded.cut, "chance": TASKS[task].chance,
+              **_accuracy("accuracy", [right(question, found) for question, found in both])}
+    if TASKS[task].normalized:
+        result |= _accuracy("accuracy_normalized", [right(question, found, True) for question, found in both])
+    if task == "lambada":
+        nats = math.fsum(found[0].nats for found in scored) / len(scored)
+        result["perplexity"] = math.exp(min(nats, 700.0))
+    return result
+
+
+def right(question: Question, found: Sequence[Scored], normalized: bool = False) -> bool:
+    """Whether the likeliest answer, or the likeliest a character, is the right one; of answers that tie, the first.
+
+    Of a single answer: whether it is greedy.
+    """
+    if len(found) == 1:
+        return found[0].greedy
+    nats = [f.nats / (length if normalized else 1) for f, length in zip(found, question.lengths, strict=True)]
+    return nats.index(min(nats)) == question.right
+
+
+def _accuracy(name: str, hits: Sequence[bool]) -> dict[str, float | None]:
+    """The mean, and its standard error: None of a single item."""
+    n, mean = len(hits), sum(hits) / len(hits)
+    return {name: mean, f"{name}_error": math.sqrt(mean * (1 - mean) / (n - 1)) if n > 1 else None}

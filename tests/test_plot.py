@@ -1,0 +1,31 @@
+"""The plot of a sweep: every line that has points, and a picture."""
+
+import sys
+
+import pytest
+
+from dcp_ref.analysis import plot
+from dcp_ref.analysis.sweep import Point
+
+POINTS = [Point(rule, "m", rule, 0.0, share, 30.0 + n, 3.4, None) for n, (rule, share) in enumerate([
+    ("dense", 1.0), ("learned", 0.5), ("learned", 0.02), ("learned", 0.0), ("learned, by model", 0.1), ("window", 0.05),
+    ("strided", 0.05), ("sinks", 0.05), ("heavy_hitters", 0.05)])]
+
+
+def test_a_picture(tmp_path):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    plot.check_matplotlib()
+    for n, points in enumerate([POINTS, POINTS[:1]]):
+        plot.plot(points, tmp_path / f"{n}.png", "title")
+        assert (tmp_path / f"{n}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_rule_has_a_line():
+    assert {p.rule for p in POINTS} == {"dense", *plot.STYLES}
+
+
+def test_without_matplotlib(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ValueError, match=r'matplotlib is missing, .* pip install "dcp-ref\[plot\]"'):
+        plot.check_matplotlib()

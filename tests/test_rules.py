@@ -1,0 +1,58 @@
+"""Sizes that keep what is asked: the share predicted is the share measured."""
+
+import numpy as np
+import pytest
+from models import moderate_model, random_model
+from test_perplexity import MODEL, TOKENS
+
+from dcp_ref import Engine, forward, policies
+from dcp_ref.analysis import rules
+from dcp_ref.analysis.perplexity import evaluate, rows_at
+
+
+@pytest.mark.parametrize("stride", [40, 15])
+@pytest.mark.parametrize("policy", ["dense", "window:9", "window:1", "window:50", "strided:3,7", "sinks:2,9",
+                                    "heavy_hitters:4,5", "heavy_hitters:0,5", "heavy_hitters:3,1"])
+def test_the_share_that_is_measured(policy, stride):
+    rule = policies.parse(policy)
+    found = evaluate(Engine(MODEL, policy=rule), TOKENS, 40, stride)
+    assert rules.share_of(rule, rows_at(len(TOKENS), 40, stride)) == pytest.approx(found.share_kept, rel=1e-12)
+
+
+@pytest.mark.parametrize("rule", rules.RULES)
+def test_no_size_is_nearer(rule):
+    rows, shares = rows_at(1000, 200, 200), (0.5, 0.2, 0.1, 0.05)
+    for policy, share in zip(rules.sized(rule, shares, rows), shares, strict=True):
+        missed = abs(rules.share_of(policy, rows) - share)
+        assert missed < 0.012
+        for w in range(1, 201):
+            assert abs(rules.share_of(rules.RULES[rule](w, 200), rows) - share) >= missed
+
+
+def test_the_halves():
+    assert rules.RULES["strided"](10, 100) == policies.strided(10, 10)
+    assert rules.RULES["strided"](9, 100) == policies.strided(9, 12)
+    assert rules.RULES["heavy_hitters"](9, 100) == policies.heavy_hitters(4, 5)
+    assert rules.RULES["sinks"](9, 100) == policies.sinks(4, 9)
+    assert rules.RULES["window"](9, 100) == policies.window(9)
+
+
+@pytest.mark.parametrize("propagate", [False, True])
+def test_thresholds(propagate):
+    model = moderate_model(propagate_in_depth=propagate)
+    ids, shares = np.random.default_rng(1).integers(0, 300, (2, 100)), (1.0, 0.5, 0.2, 0.05)
+    found = rules.thresholds(model, ids, shares)
+    assert found == sorted(found)
+    for threshold, share in zip(found, shares, strict=True):
+        mask = forward(model.params, ids, model.config, threshold=threshold).interaction
+        mask = np.cumprod(mask, axis=0) if propagate else mask
+        assert mask[..., np.tri(100, k=-1, dtype=bool)].mean() == pytest.approx(share, rel=rules.CLOSE)
+
+
+def test_a_share_that_no_threshold_has():
+    model = random_model(moderate_model().config, 0, 0.0)
+    for name in model.params:
+        if "int" in name:
+            model.params[name] = np.zeros_like(model.params[name])  # every score is 0: all stays, or nothing
+    [low, half] = rules.thresholds(model, np.zeros((1, 20), int), (1.0, 0.5))
+    assert low < 0 and abs(half) < 0.01

@@ -1,0 +1,81 @@
+"""Items as questions, and what is no item."""
+
+import json
+
+import pytest
+
+from dcp_ref.analysis.tasks import TASKS, Question, read_questions
+
+LAMBADA = {"text": "He opened the old\ndoor and saw the sea"}
+HELLASWAG = {"ctx": "He opens a door.", "endings": ["It shuts.", "He leaves.", "A", "She"], "label": 1}
+PIQA = {"goal": "Open a door", "sol1": "Push it.", "sol2": "Eat it.", "label": 0}
+WINOGRANDE = {"sentence": "The door hit the cat as the _ was slow.", "option1": "cat", "option2": "door", "answer": "2"}
+ITEMS = {"lambada": LAMBADA, "hellaswag": HELLASWAG, "piqa": PIQA, "winogrande": WINOGRANDE}
+
+
+def written(tmp_path, *lines):
+    path = tmp_path / "items.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize(("task", "expected"), [
+    ("lambada", Question([("He opened the old\ndoor and saw the", " sea")], 0, [3])),
+    ("hellaswag", Question([("He opens a door.", " " + e) for e in HELLASWAG["endings"]], 1, [9, 10, 1, 3])),
+    ("piqa", Question([("Open a door", " Push it."), ("Open a door", " Eat it.")], 0, [8, 7])),
+    ("winogrande", Question([("The door hit the cat as the cat", " was slow."),
+                             ("The door hit the cat as the door", " was slow.")], 1, [3, 4])),
+])
+def test_questions(tmp_path, task, expected):
+    assert read_questions(task, written(tmp_path, ITEMS[task])) == [expected]
+
+
+def test_a_blank_at_the_end_of_its_sentence():
+    question = TASKS["winogrande"].question({**WINOGRANDE, "sentence": "The cat feared the _."})
+    assert question.pairs == [("The cat feared the cat", " ."), ("The cat feared the door", " .")]
+
+
+def test_limit_and_blank_lines(tmp_path):
+    path = written(tmp_path, PIQA, "", {**PIQA, "goal": "\u2028x"}, " ", "no item", "")
+    assert [question.pairs[0][0] for question in read_questions("piqa", path, 2)] == ["Open a door", "\u2028x"]
+    with pytest.raises(ValueError, match=r"items\.jsonl, line 5: no item of piqa"):
+        read_questions("piqa", path, 3)
+    with pytest.raises(ValueError, match="limit must be 1 or more, not 0"):
+        read_questions("piqa", path, 0)
+
+
+@pytest.mark.parametrize(("task", "change", "words"), [
+    ("lambada", {"text": "word"}, "no last word after a space"),
+    ("lambada", {"text": "a word "}, "no last word"),
+    ("lambada", {"text": None}, '"text" must be a text'),
+    ("hellaswag", {"ctx": ""}, '"ctx" must be a text that is not empty'),
+    ("hellaswag", {"endings": "abcd"}, '"endings" must be four texts'),
+    ("hellaswag", {"endings": ["a", "b", "c"]}, '"endings" must be four texts'),
+    ("hellaswag", {"endings": ["a", "b", "c", 4]}, '"endings" must be four texts'),
+    ("hellaswag", {"label": 4}, r'"label" must be one of \[0, 1, 2, 3\]'),
+    ("hellaswag", {"label": "1"}, '"label" must be one of'),
+    ("piqa", {"label": True}, '"label" must be one of'),
+    ("piqa", {"sol2": ["x"]}, '"sol2" must be a text'),
+    ("winogrande", {"sentence": "The cat was slow."}, '"sentence" must have a blank'),
+    ("winogrande", {"sentence": "The cat was _"}, "text after it"),
+    ("winogrande", {"answer": 1}, r'"answer" must be one of \["1", "2"\]'),
+    ("winogrande", {"option1": 3}, '"option1" must be a text'),
+])
+def test_what_is_no_item_is_named_by_line(tmp_path, task, change, words):
+    path = written(tmp_path, ITEMS[task], {**ITEMS[task], **change})
+    with pytest.raises(ValueError, match=rf"items\.jsonl, line 2: no item of {task}: .*{words}"):
+        read_questions(task, path)
+
+
+@pytest.mark.parametrize(("line", "words"), [("{", "line 1"), ("[]", "line 1.*JSON object"), ("", "has no items")])
+def test_other_files(tmp_path, line, words):
+    with pytest.raises(ValueError, match=words):
+        read_questions("piqa", written(tmp_path, line))
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(ValueError, match="nowhere: cannot be read"):
+        read_questions("piqa", str(tmp_path / "nowhere"))
+    (tmp_path / "x").write_bytes(b"{}\n\xff")
+    with pytest.raises(ValueError, match="not UTF-8 at byte 3"):
+        read_questions("piqa", str(tmp_path / "x"))

@@ -110,6 +110,16 @@ def check_07(out):
     assert pruned[-1, 1] < 40 and pruned[-1, 0] < 2.05
 
 
+def check_08(out):
+    table = dict(re.findall(r"^(dense|gamma-\S+) +\d+ +(\S+)%", out, re.M))
+    assert list(table) == ["dense", "gamma-0.03", "gamma-0.01", "gamma-0.1"]
+    assert table.pop("dense") == "100.0" and all(0 < float(kept) < 100 for kept in table.values())
+    fixed = re.findall(r"^(\w+):\S+ +(\S+)% +\S+$", out, re.M)
+    assert {rule for rule, _ in fixed} == {"window", "strided", "sinks", "heavy_hitters"}
+    assert {round(float(kept), -1) for _, kept in fixed} >= {50, 20, 10}
+    assert out.count(" writes: The ") == 2
+
+
 CHECKS = {name: check for name, check in globals().items() if name.startswith("check_")}
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from tolerances import TRAINING_FLOAT32
 
 from dcp_ref.model import loss_and_grads
 from dcp_ref.training import TrainSettings
+from dcp_ref.training.blas import Pool
 from dcp_ref.training.checkpoint import State
 from dcp_ref.training.step import train_step
 
@@ -44,7 +44,7 @@ def test_a_step_by_hand(step, rate, alpha, pruned):
     norm = math.sqrt(sum(np.sum(g.astype(np.float64) ** 2) for g in grads.values()))
     assert norm > 0.25  # it is clipped
 
-    with ThreadPoolExecutor(2) as pool:
+    with Pool(2) as pool:
         row = train_step(SETTINGS, state, TOKENS, CONTEXT, pool)
 
     for name, p in old.params.items():

@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from dcp_ref import files, weights
-from dcp_ref.training import blas, checkpoint, data
+from dcp_ref.training import checkpoint, data
+from dcp_ref.training.blas import Pool
 from dcp_ref.training.checkpoint import State, TrainingError
 from dcp_ref.training.settings import TrainSettings
 from dcp_ref.training.step import perplexity, train_step
@@ -30,7 +30,7 @@ def train(settings: TrainSettings, progress: bool = True) -> None:
     to stop: the disk is full, or the loss is not finite. Ctrl-C saves the state after the step under way.
     """
     out = Path(settings.out)
-    with ThreadPoolExecutor(settings.threads or os.cpu_count()) as pool, blas.one_thread(), explained_disk_errors(out):
+    with Pool(settings.threads or os.cpu_count() or 1) as pool, explained_disk_errors(out):
         if (out / checkpoint.SETTINGS).exists():
             settings.check_same(files.read_json(out / checkpoint.SETTINGS))
         else:
@@ -53,7 +53,7 @@ def refuse_other_files(out: Path) -> None:
             raise ValueError(f"out: {out} holds {name} but no {checkpoint.SETTINGS}; give another directory")
 
 
-def prepare(settings: TrainSettings, out: Path, pool: Executor) -> None:
+def prepare(settings: TrainSettings, out: Path, pool: Pool) -> None:
     """Check everything, then write what a run starts from: the settings first, which claim the directory, the
     checkpoint last, which says that all is there."""
     model = None if settings.init is None else weights.load(settings.init)
@@ -74,7 +74,7 @@ def prepare(settings: TrainSettings, out: Path, pool: Executor) -> None:
     checkpoint.save_state(out, State.fresh(config, params))
 
 
-def run(settings: TrainSettings, out: Path, state: State, pool: Executor, progress: bool) -> None:
+def run(settings: TrainSettings, out: Path, state: State, pool: Pool, progress: bool) -> None:
     """Take the steps that are left, saving now and then."""
     tokens, valid = (checkpoint.load_tokens(out / name) for name in ("train.npy", "valid.npy"))
     context = settings.context_of(state.config)

@@ -44,8 +44,9 @@ class TrainSettings:
     vocab_size: int = option(4096, "tokens of a new tokenizer, at most")
     context: int | None = option(None, "tokens a sequence; none: n_positions")
     steps: int = option(2000, "steps of the optimizer in all")
-    batch: int = option(16, "sequences a step")
-    micro_batch: int = option(1, "sequences that one thread takes at once")
+    batch: int = option(16, "sequences a step; memory does not grow with it")
+    micro_batch: int = option(1, "sequences that one thread takes at once: a step adds up the gradients of batch / micro_batch such "
+                              "parts; where it is one part, NumPy's BLAS uses its own threads")
     learning_rate: float = option(1e-3, "the peak, after `warmup` steps; it ends at a tenth of it")
     warmup: int = option(100, "steps to reach the peak")
     weight_decay: float = option(0.1, "of the weight matrices, as in AdamW")

@@ -1,19 +1,19 @@
 """The mathematics of training: one step, and the measurement on validation text."""
 
 import math
-from concurrent.futures import Executor
 
 import numpy as np
 
 from dcp_ref.config import Config
 from dcp_ref.model import forward, loss_and_grads
 from dcp_ref.training import data, native, schedules
+from dcp_ref.training.blas import Pool, side_by_side
 from dcp_ref.training.checkpoint import State, TrainingError
 from dcp_ref.training.optimizer import Params, adamw, clip, global_norm
 from dcp_ref.training.settings import TrainSettings
 
 
-def train_step(settings: TrainSettings, state: State, tokens: np.ndarray, context: int, pool: Executor) -> dict:
+def train_step(settings: TrainSettings, state: State, tokens: np.ndarray, context: int, pool: Pool) -> dict:
     """One AdamW step on one batch, changing `state` in place. Returns the step's row of metrics."""
     step, pruned = state.step, state.config.int_n_embd is not None
     ids, targets = data.batch(tokens, settings.batch, context, settings.seed, step)
@@ -37,7 +37,7 @@ def train_step(settings: TrainSettings, state: State, tokens: np.ndarray, contex
 
 
 def batch_gradients(
-    state: State, ids: np.ndarray, targets: np.ndarray, alpha: float, gamma: float, *, size: int, pool: Executor
+    state: State, ids: np.ndarray, targets: np.ndarray, alpha: float, gamma: float, *, size: int, pool: Pool
 ) -> tuple[np.ndarray, Params]:
     """Mean (total, cross_entropy, sparsity) and gradients over a batch, `size` sequences at a time.
 
@@ -50,7 +50,7 @@ def batch_gradients(
         rows = slice(start, start + size)
         return loss_and_grads(state.params, ids[rows], targets[rows], state.config, alpha, gamma, kernels)
 
-    results = pool.map(part, range(0, len(ids), size))
+    results = side_by_side(part, range(0, len(ids), size), pool)
     first, total = next(results)
     loss = np.array(first, np.float64)
     for part_loss, grads in results:
@@ -64,7 +64,7 @@ def batch_gradients(
 
 
 def perplexity(
-    params: Params, config: Config, tokens: np.ndarray, context: int, windows: int, *, pool: Executor | None = None
+    params: Params, config: Config, tokens: np.ndarray, context: int, windows: int, *, pool: Pool | None = None
 ) -> tuple[float, float]:
     """Perplexity at alpha = inf, and the share of context kept, over evenly spaced windows of `context` tokens.
 
@@ -85,5 +85,5 @@ def perplexity(
         return float(loss), float(np.mean(mask[:, 0, *earlier], dtype=np.float64))
 
     starts = np.unique(np.linspace(0, len(tokens) - context - 1, windows).astype(int))
-    losses, shares = zip(*(pool.map if pool else map)(measure, starts), strict=True)
+    losses, shares = zip(*(side_by_side(measure, starts, pool) if pool else map(measure, starts)), strict=True)
     return float(np.exp(np.mean(losses))), float(np.mean(shares))

@@ -32,10 +32,17 @@ def test_learning_rate_rises_then_falls_to_a_tenth():
 
 
 def test_alpha_rises_from_1_to_8():
-    alphas = [schedules.alpha(s, 101) for s in range(101)]
+    alphas = [schedules.alpha(s, 101, 1.0) for s in range(101)]
     assert (alphas[0], alphas[50], alphas[100]) == (1.0, pytest.approx(4.5), 8.0)
     assert alphas == sorted(alphas)
-    assert schedules.alpha(0, 1) == 1.0
+    assert schedules.alpha(0, 1, 1.0) == 1.0
+
+
+def test_alpha_stays_at_8_after_its_share_of_the_steps():
+    alphas = [schedules.alpha(s, 101, 0.8) for s in range(101)]
+    assert (alphas[0], alphas[40], alphas[80]) == (1.0, pytest.approx(4.5), 8.0)
+    assert alphas == sorted(alphas) and alphas[79] < 8 and set(alphas[80:]) == {8.0}
+    assert schedules.alpha(1, 101, 1e-9) == 8.0
 
 
 @given(seed=SEEDS, step_number=st.integers(0, 1000), decay=st.sampled_from([0.0, 0.1]))

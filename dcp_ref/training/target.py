@@ -2,14 +2,15 @@
 
 What is steered is the share itself, measured before each step at alpha = inf, not the soft R: at alpha = 1 the product
 of many gates is near 0 where every score is positive. As alpha rises, gates saturate, and what was dropped too early
-hardly comes back: so the share wanted falls with the steps, from 1 to the target.
+hardly comes back: so the share wanted falls with the steps, from 1 to the target. What is kept by saturated gates does
+not come back under gamma's power either: where a whole layer gets there, gamma ends at its bound, and shows it.
 """
 
 import math
 from typing import NamedTuple
 
 SMOOTHING = 0.1  # weight of the newest measurement, which is of one sequence
-PROPORTIONAL, INTEGRAL = 2.0, 10.0  # the latter over a whole run, so that it does as much in a short as in a long one
+PROPORTIONAL, INTEGRAL = 4.0, 10.0  # the latter over a whole run, so that it does as much in a short as in a long one
 FALL = 0.6  # the target is reached at this share of the steps
 BOUND = math.asinh(100)  # gamma is at most 100 times what it began with
 LEAST = 1e-3  # a share of 0 has no logarithm

@@ -128,3 +128,25 @@ def cross_entropy_backward(dloss, saved):  # scalar -> [..., V]
     dlogits = e * (weight / z)
     np.put_along_axis(dlogits, at, np.take_along_axis(dlogits, at, -1) - weight, -1)  # nll = log z - logits[target]
     return dlogits
+
+
+def distillation(logits, teacher_logits, targets):  # [..., V], [..., V], [...] -> scalar
+    """Mean of KL(teacher || student) in nats over the targets that are not -1."""
+    if np.shape(teacher_logits) != logits.shape:
+        raise ValueError(f"teacher_logits {list(np.shape(teacher_logits))} must be as logits {list(logits.shape)}")
+    counted = targets != -1
+    log_q, log_p = log_softmax(logits), log_softmax(teacher_logits)
+    p = np.exp(log_p)
+    kl = np.einsum("...v,...v->...", p, log_p - log_q)
+    n = max(counted.sum(), 1)
+    return kl[counted].sum() / n, (log_q, p, counted[..., None] / n)
+
+
+def distillation_backward(dloss, saved):  # scalar -> [..., V]
+    log_q, p, weight = saved
+    return (np.exp(log_q) - p) * (weight * dloss).astype(log_q.dtype)  # kl = constant - sum p * log_q
+
+
+def log_softmax(a):  # [..., n] -> [..., n]
+    e = a - a.max(-1, keepdims=True)
+    return e - np.log(np.exp(e).sum(-1, keepdims=True))

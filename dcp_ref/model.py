@@ -27,6 +27,8 @@ from dcp_ref.layers import (
     activation_backward,
     cross_entropy,
     cross_entropy_backward,
+    distillation,
+    distillation_backward,
     embedding,
     embedding_backward,
     layer_norm,
@@ -61,11 +63,13 @@ NUMPY = Kernels()
 
 
 class Loss(NamedTuple):
-    """`total` = `cross_entropy` (nats a token) + gamma * `sparsity` (R, the mean of I over layers and pairs j < i)."""
+    """`total` = `cross_entropy` (nats a token) + gamma * `sparsity` (R, the mean of I over layers and pairs j < i)
+    + distill * `distillation` (KL(teacher || student), nats a token; 0 without a teacher)."""
 
     total: float
     cross_entropy: float
     sparsity: float
+    distillation: float
 
 
 def forward(
@@ -92,12 +96,13 @@ def forward(
 
 
 def loss_and_grads(
-    params: Params, ids, targets, config: Config, alpha: float, gamma: float, kernels: Kernels = NUMPY
-) -> tuple[Loss, Params]:  # [B, T], [B, T]
+    params: Params, ids, targets, config: Config, alpha: float, gamma: float, kernels: Kernels = NUMPY,
+    teacher_logits=None, distill: float = 0.0,
+) -> tuple[Loss, Params]:  # [B, T], [B, T], [B, T, V]
     """The training loss and its gradient, under the same names as `params`. Targets of -1 are ignored.
 
     `kernels` may be those of dcp_ref.training.native, for float32 and a finite alpha: the same to rounding, and faster.
-    Raises ValueError as `forward` does, and when `targets` do not fit `ids`.
+    Raises ValueError as `forward` does, and when `targets` or `teacher_logits` do not fit `ids`.
     """
     ids = _checked(ids, config)
     targets = _checked(targets, config, "targets", lowest=-1)
@@ -106,9 +111,13 @@ def loss_and_grads(
     logits, log_i, saved = _gpt2(params, ids, config, alpha, kernels=kernels)
     ce, saved_ce = kernels.cross_entropy(logits, targets)
     r, saved_r = sparsity(log_i)
-    dlogits = cross_entropy_backward(1.0, saved_ce)
+    dlogits, kl = cross_entropy_backward(1.0, saved_ce), 0.0
+    if teacher_logits is not None:
+        kl, saved_kl = distillation(logits, teacher_logits, targets)
+        dlogits += distillation_backward(float(distill), saved_kl)
     dlog_i = sparsity_backward(float(gamma), saved_r)  # a NumPy float64 would widen float32 gradients
-    return Loss(float(ce + gamma * r), float(ce), float(r)), _gpt2_backward(dlogits, dlog_i, saved, config, kernels)
+    loss = Loss(float(ce + gamma * r + distill * kl), float(ce), float(r), float(kl))
+    return loss, _gpt2_backward(dlogits, dlog_i, saved, config, kernels)
 
 
 def _gpt2(

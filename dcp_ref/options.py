@@ -34,6 +34,16 @@ EVALUATE_EXAMPLES = """examples:
   dcp-ref evaluate --text book.txt --sweep --out curve
   dcp-ref evaluate --task hellaswag --data hellaswag.jsonl --limit 100
 """
+WAYS = """ways to train what is dropped, which go together as they make sense:
+  --prune                                        from scratch, weights and rule together
+  --prune --init DENSE                           a dense model learns what it can do without (the paper)
+  --prune --init DENSE --only-interaction        the rule alone; the paper found this not to be enough
+  --prune --init DENSE --teacher DENSE           learning from the dense model's distribution too
+  --prune --propagate-in-depth                   what one layer drops, later ones drop too
+  --prune --int-n-embd 4                         a cheaper rule, down to a width of 1
+  --prune --gamma 0.05                           how much to drop, by the weight of the sparsity loss
+  --prune --target-kept 0.2                      or by the share to keep: gamma is steered
+"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,7 +54,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"dcp-ref {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     _generate_options(commands.add_parser("generate", help="continue prompts"))
-    _train_options(commands.add_parser("train", help="train a model on text"))
+    _train_options(commands.add_parser("train", help="train a model on text", epilog=WAYS,
+                                       formatter_class=argparse.RawDescriptionHelpFormatter))
 
     _evaluate_options(commands.add_parser(
         "evaluate", help="measure perplexity and context kept, or accuracy in zero-shot tasks",

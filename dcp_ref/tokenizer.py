@@ -60,6 +60,11 @@ class Tokenizer:
                 raise ValueError(f"{file}: missing, but {companion.name} needs it; download it too")
         return _read(vocab, lambda: cls(_byte_level(models.BPE.from_file(str(vocab), str(merges)))))
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Every token and its id."""
+        return self._backend.get_vocab(with_added_tokens=True)
+
     def save(self, directory: str | PathLike[str]) -> None:
         """Write tokenizer.json into an existing directory."""
         (Path(directory) / "tokenizer.json").write_text(self._backend.to_str(), encoding="utf-8")

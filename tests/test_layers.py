@@ -103,6 +103,25 @@ def test_cross_entropy_by_hand():
     assert layers.cross_entropy(logits, np.array([-1, 2]))[0] == pytest.approx(-math.log(0.8))
 
 
+@given(SEEDS, SIZES, st.integers(2, 6), st.booleans())
+def test_distillation(seed, T, V, ignore_all):
+    rng = np.random.default_rng(seed)
+    targets = np.where(ignore_all, -1, rng.integers(-1, V, (2, T)))
+    teacher, student = rng.normal(size=(2, 2, T, V)) * 3
+    check_backward(lambda x: layers.distillation(x, teacher, targets), layers.distillation_backward, [student], seed)
+    assert layers.distillation(teacher + 5, teacher, targets)[0] == pytest.approx(0, abs=1e-12)
+
+
+def test_distillation_by_hand():
+    p, q = np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]), np.array([[0.25, 0.5, 0.25], [0.1, 0.4, 0.5]])
+    each = [0.5 * math.log(2) - 0.25 * math.log(2), 0.1 * math.log(1 / 4) + 0.8 * math.log(8 / 5)]
+    student, teacher = np.log(q) + 100, np.log(p) - 100
+    assert layers.distillation(student, teacher, np.array([1, 2]))[0] == pytest.approx(sum(each) / 2)
+    assert layers.distillation(student, teacher, np.array([-1, 2]))[0] == pytest.approx(each[1])
+    with pytest.raises(ValueError, match=r"teacher_logits \[2, 2\] must be as logits \[2, 3\]"):
+        layers.distillation(student, teacher[:, :2], np.array([1, 2]))
+
+
 @given(SEEDS, st.integers(1, 6), SIZES, st.integers(1, 4))
 def test_scores(seed, T, C, r):
     rng = np.random.default_rng(seed)

@@ -12,6 +12,7 @@ from tolerances import GOLDEN, HF_FLOAT32, PROJECTION
 
 from dcp_ref import forward, layers, load, loss_and_grads, official
 from dcp_ref.config import ACTIVATIONS
+from dcp_ref.model import NUMPY
 from dcp_ref.runtime import policies
 
 OFFICIAL = np.load(GOLDEN_DIR / "official_small.npz")
@@ -115,6 +116,28 @@ def test_gradients_by_projection(seed, alpha, depth, tied, activation, length, d
     assert projected == pytest.approx(differences[1], rel=PROJECTION, abs=PROJECTION)
 
 
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1.0, 2.5]))
+def test_gradients_of_distillation_by_projection(seed, alpha):
+    rng = np.random.default_rng(seed)
+    params, direction = random_params(SMALL, seed), random_params(SMALL, seed + 1)
+    ids, targets = rng.integers(0, SMALL.vocab_size, (2, 2, 5))
+    targets[0, 0] = -1
+    teacher_logits = rng.normal(size=(2, 5, SMALL.vocab_size))
+    loss, grads = loss_and_grads(params, ids, targets, SMALL, alpha, 0.3, NUMPY, teacher_logits, 0.7)
+    plain, plain_grads = loss_and_grads(params, ids, targets, SMALL, alpha, 0.3)
+    assert plain.distillation == 0 and loss[1:3] == plain[1:3]
+    assert loss.total == pytest.approx(plain.total + 0.7 * loss.distillation)
+    projected = sum(((grads[name] - plain_grads[name]) * direction[name]).sum() for name in params)
+
+    def distilled(h):
+        moved = {name: value + h * direction[name] for name, value in params.items()}
+        return 0.7 * loss_and_grads(moved, ids, targets, SMALL, alpha, 0.3, NUMPY, teacher_logits, 0.7)[0].distillation
+
+    differences = [(distilled(h) - distilled(-h)) / (2 * h) for h in (1e-6, 3e-7)]
+    assume(differences[0] == pytest.approx(differences[1], rel=PROJECTION, abs=PROJECTION))
+    assert projected == pytest.approx(differences[1], rel=PROJECTION, abs=PROJECTION)
+
+
 @pytest.mark.parametrize(("bias", "kept"), [(1e3, 1), (-1e3, 0)])
 @pytest.mark.parametrize("alpha", [1.0, 2.0, 8.0, math.inf])
 @pytest.mark.parametrize("depth", [False, True])
@@ -214,6 +237,9 @@ def test_float32_stays_float32():
         result = forward(params, [[1, 2, 3]], SMALL, alpha)
         _, grads = loss_and_grads(params, [[1, 2, 3]], [[2, 3, 4]], SMALL, alpha, np.float64(0.1))
         assert {x.dtype for x in (*result, *grads.values())} == {np.dtype(np.float32)}
+        _, grads = loss_and_grads(params, [[1, 2, 3]], [[2, 3, 4]], SMALL, alpha, 0.1, NUMPY, result.logits,
+                                  np.float64(0.5))
+        assert {x.dtype for x in grads.values()} == {np.dtype(np.float32)}
 
 
 def test_parameters_are_not_changed():

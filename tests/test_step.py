@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,10 +9,13 @@ from models import SMALL, random_params
 from numpy.testing import assert_allclose
 from tolerances import TRAINING_FLOAT32
 
-from dcp_ref.model import loss_and_grads
-from dcp_ref.training import TrainSettings
+from dcp_ref.model import forward, loss_and_grads
+from dcp_ref.training import TrainSettings, schedules
+from dcp_ref.training.blas import Pool
 from dcp_ref.training.checkpoint import State
-from dcp_ref.training.step import train_step
+from dcp_ref.training.step import share_kept, train_step
+from dcp_ref.training.target import Steering, steer
+from dcp_ref.weights import INTERACTION, Model
 
 TOKENS = np.random.default_rng(1).integers(0, SMALL.vocab_size, 400)
 SETTINGS = TrainSettings(
@@ -44,7 +46,7 @@ def test_a_step_by_hand(step, rate, alpha, pruned):
     norm = math.sqrt(sum(np.sum(g.astype(np.float64) ** 2) for g in grads.values()))
     assert norm > 0.25  # it is clipped
 
-    with ThreadPoolExecutor(2) as pool:
+    with Pool(2) as pool:
         row = train_step(SETTINGS, state, TOKENS, CONTEXT, pool)
 
     for name, p in old.params.items():
@@ -57,6 +59,65 @@ def test_a_step_by_hand(step, rate, alpha, pruned):
     cross_entropy = loss.cross_entropy
     expected = {"step": step + 1, "tokens": 32 * (step + 1), "cross_entropy": cross_entropy, "learning_rate": rate,
                 "loss": cross_entropy + 0.7 * loss.sparsity if pruned else cross_entropy, "grad_norm": norm}
-    expected |= {"sparsity": loss.sparsity, "alpha": alpha} if pruned else {}
+    expected |= {"sparsity": loss.sparsity, "alpha": alpha, "gamma": 0.7} if pruned else {}
     assert state.step == step + 1
     assert row == pytest.approx(expected, rel=TRAINING_FLOAT32["rtol"])
+
+
+def take_step(settings, state, teacher=None):
+    with Pool(2) as pool:
+        return train_step(settings, state, TOKENS, CONTEXT, pool, teacher)
+
+
+def first_batch(step):
+    starts = np.random.default_rng([5, step]).integers(0, len(TOKENS) - CONTEXT, 4)
+    return [np.array([TOKENS[s : s + CONTEXT] for s in starts + shift]) for shift in (0, 1)]
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_a_step_learns_from_its_teacher(weight):
+    state, old = state_before(5, SMALL), state_before(5, SMALL)
+    dense = dataclasses.replace(SMALL, int_n_embd=None)
+    teacher = Model(dense, random_params(dense, 7, np.float32), None)
+    settings = dataclasses.replace(SETTINGS, teacher="unused", distill=weight)
+    row = take_step(settings, state, teacher)
+    ids, targets = first_batch(5)
+    wanted = forward(teacher.params, ids, dense).logits
+    loss, grads = loss_and_grads(old.params, ids, targets, SMALL, row["alpha"], 0.7, wanted, weight)
+    assert (row["loss"], row["distillation"]) == pytest.approx((loss.total, loss.distillation), rel=1e-5)
+    assert loss.distillation > 0.1
+    norm = math.sqrt(sum(np.sum(g.astype(np.float64) ** 2) for g in grads.values()))
+    assert row["grad_norm"] == pytest.approx(norm, rel=1e-5)
+
+
+def test_a_step_of_the_interaction_weights_alone_leaves_all_others_to_the_bit():
+    state, old = state_before(5, SMALL), state_before(5, SMALL)
+    fresh = State.fresh(SMALL, state.params, only_interaction=True)
+    names = {name for name in state.params if INTERACTION.fullmatch(name)}
+    assert fresh.m.keys() == fresh.v.keys() == names and len(names) == 3 * SMALL.n_layer
+    row = take_step(SETTINGS, fresh)
+    for name, p in old.params.items():
+        assert (fresh.params[name] == p).all() == (name not in names), name
+    ids, targets = first_batch(0)
+    _, grads = loss_and_grads(old.params, ids, targets, SMALL, 1.0, 0.7)
+    norm = math.sqrt(sum(np.sum(grads[name].astype(np.float64) ** 2) for name in names))
+    assert row["grad_norm"] == pytest.approx(norm, rel=1e-5)  # the others' gradients do not clip these
+
+
+@pytest.mark.parametrize("depth", [False, True])
+def test_a_step_steers_gamma_by_the_share_kept_at_alpha_inf(depth):
+    config = dataclasses.replace(SMALL, propagate_in_depth=depth)
+    state, old = state_before(5, config), state_before(5, config)
+    state.steering = Steering(0.4, -0.5)
+    row = take_step(dataclasses.replace(SETTINGS, prune=True, target_kept=0.3), state)
+    ids, targets = first_batch(5)
+    kept = share_kept(forward(old.params, ids[:1], config), config)
+    after, factor = steer(Steering(0.4, -0.5), kept, 0.3, 5, 10)
+    assert state.steering == after and row["gamma"] == 0.7 * factor
+    loss, _ = loss_and_grads(old.params, ids, targets, config, row["alpha"], row["gamma"])
+    assert row["loss"] == pytest.approx(loss.total, rel=1e-5)
+
+
+def test_a_step_raises_alpha_over_its_share_of_the_steps():
+    rows = [take_step(dataclasses.replace(SETTINGS, alpha_share=0.5), state_before(step, SMALL)) for step in (2, 5, 9)]
+    assert [row["alpha"] for row in rows] == [schedules.alpha(2, 10, 0.5), 8.0, 8.0]

@@ -1,11 +1,9 @@
 """The pieces of training against plain references."""
 
-import ctypes
 import json
 import lzma
 import math
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,10 +32,17 @@ def test_learning_rate_rises_then_falls_to_a_tenth():
 
 
 def test_alpha_rises_from_1_to_8():
-    alphas = [schedules.alpha(s, 101) for s in range(101)]
+    alphas = [schedules.alpha(s, 101, 1.0) for s in range(101)]
     assert (alphas[0], alphas[50], alphas[100]) == (1.0, pytest.approx(4.5), 8.0)
     assert alphas == sorted(alphas)
-    assert schedules.alpha(0, 1) == 1.0
+    assert schedules.alpha(0, 1, 1.0) == 1.0
+
+
+def test_alpha_stays_at_8_after_its_share_of_the_steps():
+    alphas = [schedules.alpha(s, 101, 0.8) for s in range(101)]
+    assert (alphas[0], alphas[40], alphas[80]) == (1.0, pytest.approx(4.5), 8.0)
+    assert alphas == sorted(alphas) and alphas[79] < 8 and set(alphas[80:]) == {8.0}
+    assert schedules.alpha(1, 101, 1e-9) == 8.0
 
 
 @given(seed=SEEDS, step_number=st.integers(0, 1000), decay=st.sampled_from([0.0, 0.1]))
@@ -144,23 +149,11 @@ def test_gradients_of_a_batch_do_not_depend_on_micro_batch_nor_threads():
     ids, targets = data.batch(np.arange(99) % 11, 6, 9, 0, 0)
     whole_loss, whole = loss_and_grads(state.params, ids, targets, config, 2.0, 0.5)
     for size, threads in ((1, 1), (1, 3), (2, 2), (6, 1)):
-        with ThreadPoolExecutor(threads) as pool:
+        with blas.Pool(threads) as pool:
             loss, grads = step.batch_gradients(state, ids, targets, 2.0, 0.5, size=size, pool=pool)
         assert_allclose(loss, whole_loss, **TRAINING_FLOAT32)
         for name, g in grads.items():
             assert_allclose(g, whole[name], **TRAINING_FLOAT32, err_msg=name)
-
-
-@pytest.mark.skipif(
-    not [*Path(np.__file__).parent.parent.glob("numpy.libs/*openblas*")], reason="NumPy came with another BLAS"
-)
-def test_matrix_products_get_one_thread_and_then_theirs_again():
-    (library,) = [ctypes.CDLL(str(path)) for path in Path(np.__file__).parent.parent.glob("numpy.libs/*openblas*")]
-    threads = getattr(library, blas.GETTER)
-    before = threads()
-    with blas.one_thread():
-        assert threads() == 1
-    assert threads() == before
 
 
 def test_paths_may_be_path_objects(tmp_path):

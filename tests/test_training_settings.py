@@ -8,7 +8,8 @@ from training_tools import run_settings
 from dcp_ref.training import train
 
 
-@pytest.mark.parametrize("change", [{"steps": 9}, {"seed": 1}, {"gamma": 0.2}, {"micro_batch": 2}, {"prune": False}])
+@pytest.mark.parametrize("change", [{"steps": 9}, {"seed": 1}, {"gamma": 0.2}, {"micro_batch": 2}, {"prune": False},
+                                    {"target_kept": 0.3}, {"alpha_share": 0.5}, {"only_interaction": True}])
 def test_other_settings_are_refused_on_resuming(text, tmp_path, change):
     train(run_settings(text, tmp_path / "run", steps=1), progress=False)
     (name,) = change
@@ -38,6 +39,15 @@ def test_other_settings_are_refused_on_resuming(text, tmp_path, change):
         ("context must be of type int", {"context": 16.0}), ("warmup must be of type int, not None", {"warmup": None}),
         ("gamma must be of type float, not 'x'", {"gamma": "x"}),
         ("clip must be of type float, not None", {"clip": None}), ("prune must be of type bool", {"prune": "no"}),
+        ("only_interaction: .* without prune", {"prune": False, "only_interaction": True}),
+        ("target_kept: .* without prune", {"prune": False, "target_kept": 0.2}),
+        ("target_kept must be between 0 and 1, not 0", {"target_kept": 0}), ("target_kept", {"target_kept": 1.0}),
+        ("target_kept", {"target_kept": math.nan}), ("target_kept must be of type float", {"target_kept": "x"}),
+        ("gamma: with target_kept .* positive", {"target_kept": 0.2, "gamma": 0.0}),
+        ("alpha_share", {"alpha_share": 0.0}), ("alpha_share must be at most 1", {"alpha_share": 1.5}),
+        ("distill: .* without teacher", {"distill": 0.5}), ("nowhere", {"teacher": "nowhere"}),
+        ("distill must be a positive", {"distill": 0.0, "teacher": "nowhere"}),
+        ("teacher: tiny has interaction weights .* a dense model", {"teacher": "tiny"}),
         ("config: the model in init", {"init": "tiny"}), ("learning_rate", {"learning_rate": math.inf}),
     ],
     ids=str,

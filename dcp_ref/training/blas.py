@@ -1,13 +1,47 @@
-"""NumPy's matrix products on one thread each, while threads of our own run them side by side."""
+"""Work side by side on threads of our own, and NumPy's matrix products on one thread each meanwhile."""
 
 import ctypes
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 GETTER, SETTER = (f"scipy_openblas_{verb}_num_threads64_" for verb in ("get", "set"))
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Pool(ThreadPoolExecutor):
+    """Threads, and how many."""
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads)
+        self.threads = threads
+
+
+def side_by_side(function: Callable[[Item], Result], items: Iterable[Item], pool: Pool) -> Iterator[Result]:
+    """function(item) of each, in order, as `map` gives them.
+
+    At most pool.threads are begun and not yet handed out: results that wait for a slower one before them do not pile
+    up. One item alone is done here, and may use all threads that NumPy's BLAS has.
+    """
+    items = list(items)
+    if len(items) == 1:
+        yield function(items[0])
+        return
+    begun: deque[Future[Any]] = deque()
+    with one_thread():
+        for item in items:
+            done = [begun.popleft().result()] if len(begun) == pool.threads else []
+            begun.append(pool.submit(function, item))  # first, so that no thread waits for who takes the result
+            yield from done
+        while begun:
+            yield begun.popleft().result()
 
 
 @contextmanager
@@ -28,4 +62,3 @@ def one_thread() -> Iterator[None]:
     finally:
         for library, threads in zip(libraries, before, strict=True):
             getattr(library, SETTER)(threads)
-

@@ -4,12 +4,13 @@
     tokenizer.json, train.npy, valid.npy   made once, before the first step
     checkpoint.safetensors                 step, config, parameters and optimizer state: what a run resumes from
     metrics.jsonl                          one row a step; those beyond the checkpoint go when a run resumes
+    metrics.png                            a picture of them, if asked for
     config.json, model.safetensors         the model, for dcp_ref.load; rewritten before each checkpoint
 """
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,11 @@ from safetensors.numpy import save
 from dcp_ref import files
 from dcp_ref.config import Config
 from dcp_ref.training.optimizer import Params
+from dcp_ref.training.target import Steering
+from dcp_ref.weights import INTERACTION
 
-CHECKPOINT, SETTINGS, METRICS = "checkpoint.safetensors", "settings.json", "metrics.jsonl"
-FILES = (CHECKPOINT, METRICS, "tokenizer.json", "train.npy", "valid.npy", "config.json", "model.safetensors")
+CHECKPOINT, SETTINGS, METRICS, PLOT = "checkpoint.safetensors", "settings.json", "metrics.jsonl", "metrics.png"
+FILES = (CHECKPOINT, METRICS, PLOT, "tokenizer.json", "train.npy", "valid.npy", "config.json", "model.safetensors")
 
 
 class TrainingError(RuntimeError):
@@ -30,26 +33,30 @@ class TrainingError(RuntimeError):
 
 @dataclass
 class State:
-    """All that a step changes. `step` counts the steps taken."""
+    """All that a step changes. `step` counts the steps taken; `m` and `v` hold what is trained, and nothing else."""
 
     step: int
     config: Config
     params: Params
     m: Params
     v: Params
+    steering: Steering = field(default_factory=Steering)
 
     @classmethod
-    def fresh(cls, config: Config, params: Params) -> "State":
+    def fresh(cls, config: Config, params: Params, only_interaction: bool = False) -> "State":
         """Before the first step: float32 copies of `params`, no momentum."""
         own = {name: np.array(p, np.float32) for name, p in params.items()}
-        return cls(0, config, own, *({name: np.zeros_like(p) for name, p in own.items()} for _ in range(2)))
+        trained = {name: p for name, p in own.items() if INTERACTION.fullmatch(name) or not only_interaction}
+        m, v = ({name: np.zeros_like(p) for name, p in trained.items()} for _ in range(2))
+        return cls(0, config, own, m, v)
 
 
 def save_state(directory: Path, state: State) -> None:
     """Write checkpoint.safetensors."""
     groups = {"params": state.params, "m": state.m, "v": state.v}
     tensors = {f"{group}/{name}": array for group, arrays in groups.items() for name, array in arrays.items()}
-    metadata = {"state": json.dumps({"step": state.step, "config": state.config.to_dict()})}  # one key: no random order
+    rest = {"step": state.step, "config": state.config.to_dict(), "steering": state.steering}
+    metadata = {"state": json.dumps(rest)}  # one key: no random order
     with files.replacing(directory) as temporary:
         (temporary / CHECKPOINT).write_bytes(save(tensors, metadata))
 
@@ -63,7 +70,8 @@ def load_state(directory: Path) -> State:
             for key in file.keys():  # noqa: SIM118 - it is no dict
                 group, name = key.split("/")
                 groups[group][name] = file.get_tensor(key)
-        return State(stored["step"], Config.from_dict(stored["config"]), **groups)
+        config = Config.from_dict(stored["config"])
+        return State(stored["step"], config, **groups, steering=Steering(*stored.get("steering", ())))
     except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
         raise TrainingError(f"{directory / CHECKPOINT} cannot be read ({error}): start afresh elsewhere") from error
 

@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from dcp_ref import files, weights
-from dcp_ref.training import blas, checkpoint, data
+from dcp_ref.tokenizer import Tokenizer
+from dcp_ref.training import checkpoint, data, plot, teaching
+from dcp_ref.training.blas import Pool
 from dcp_ref.training.checkpoint import State, TrainingError
 from dcp_ref.training.settings import TrainSettings
 from dcp_ref.training.step import perplexity, train_step
@@ -30,11 +31,13 @@ def train(settings: TrainSettings, progress: bool = True) -> None:
     to stop: the disk is full, or the loss is not finite. Ctrl-C saves the state after the step under way.
     """
     out = Path(settings.out)
-    with ThreadPoolExecutor(settings.threads or os.cpu_count()) as pool, blas.one_thread(), explained_disk_errors(out):
+    with Pool(settings.threads or os.cpu_count() or 1) as pool, explained_disk_errors(out):
         if (out / checkpoint.SETTINGS).exists():
             settings.check_same(files.read_json(out / checkpoint.SETTINGS))
         else:
             refuse_other_files(out)
+        if settings.plot:
+            plot.check()
         if not (out / checkpoint.CHECKPOINT).exists():
             if (out / checkpoint.METRICS).exists():
                 raise TrainingError(f"{out / checkpoint.CHECKPOINT} is gone: start afresh elsewhere")
@@ -42,6 +45,8 @@ def train(settings: TrainSettings, progress: bool = True) -> None:
         state = checkpoint.load_state(out)
         if state.step == settings.steps:
             say(f"{out}: already finished ({state.step} steps)", progress)
+            if settings.plot:
+                plot.draw(out, settings.target_kept)
         else:
             run(settings, out, state, pool, progress)
 
@@ -53,17 +58,19 @@ def refuse_other_files(out: Path) -> None:
             raise ValueError(f"out: {out} holds {name} but no {checkpoint.SETTINGS}; give another directory")
 
 
-def prepare(settings: TrainSettings, out: Path, pool: Executor) -> None:
+def prepare(settings: TrainSettings, out: Path, pool: Pool) -> None:
     """Check everything, then write what a run starts from: the settings first, which claim the directory, the
     checkpoint last, which says that all is there."""
-    model = None if settings.init is None else weights.load(settings.init)
+    model, teacher = None if settings.init is None else weights.load(settings.init), teaching.load(settings)
     if model is not None and model.tokenizer is None:
         raise ValueError(f"init: {settings.init} has no tokenizer")
     config = settings.with_pruning(settings.base_config() if model is None else model.config)
-    given = None if model is None else model.tokenizer
+    given = next((m.tokenizer for m in (model, teacher) if m is not None), None)
     tokenizer, train_tokens, valid_tokens = data.load_tokens(settings, given, settings.context_of(config), pool)
     if model is None:
-        config = dataclasses.replace(config, vocab_size=tokenizer.vocab_size, eos_token_id=tokenizer.eos_id)
+        size = tokenizer.vocab_size if teacher is None else teacher.config.vocab_size  # there may be ids of no token
+        config = dataclasses.replace(config, vocab_size=size, eos_token_id=tokenizer.eos_id)
+    teaching.check(settings, teacher, config, tokenizer)
     params = weights.init_params(config, settings.seed) | ({} if model is None else model.params)
     with files.replacing(out) as temporary:
         (temporary / checkpoint.SETTINGS).write_text(json.dumps(settings.to_dict(), indent=1), encoding="utf-8")
@@ -71,26 +78,29 @@ def prepare(settings: TrainSettings, out: Path, pool: Executor) -> None:
         tokenizer.save(temporary)
         np.save(temporary / "train.npy", train_tokens)
         np.save(temporary / "valid.npy", valid_tokens)
-    checkpoint.save_state(out, State.fresh(config, params))
+    checkpoint.save_state(out, State.fresh(config, params, settings.only_interaction))
 
 
-def run(settings: TrainSettings, out: Path, state: State, pool: Executor, progress: bool) -> None:
+def run(settings: TrainSettings, out: Path, state: State, pool: Pool, progress: bool) -> None:
     """Take the steps that are left, saving now and then."""
     tokens, valid = (checkpoint.load_tokens(out / name) for name in ("train.npy", "valid.npy"))
-    context = settings.context_of(state.config)
+    context, teacher = settings.context_of(state.config), teaching.load(settings)
+    teaching.check(settings, teacher, state.config, Tokenizer.from_directory(out))
     for unfinished in out.glob(".saving-*"):  # what a kill while saving leaves
         shutil.rmtree(unfinished)
     began = time.monotonic() - checkpoint.truncate_metrics(out, state.step)
     bar = tqdm(initial=state.step, total=settings.steps, unit="step", disable=None if progress else True)
     with bar, interrupt_between_steps() as interrupted:
         while state.step < settings.steps:
-            row = train_step(settings, state, tokens, context, pool)
+            row = train_step(settings, state, tokens, context, pool, teacher)
             last, stop = state.step == settings.steps, interrupted()
             if last or state.step % settings.eval_every == 0:
                 ppl, kept = perplexity(state.params, state.config, valid, context, settings.eval_windows, pool=pool)
                 row |= {"valid_perplexity": ppl, "share_kept": kept}
                 say(summary(row), progress)
             checkpoint.append_metrics(out, row | {"seconds": round(time.monotonic() - began, 3)})
+            if settings.plot and "valid_perplexity" in row:
+                plot.draw(out, settings.target_kept)
             bar.update()
             if last or stop or state.step % settings.save_every == 0:
                 weights.save(weights.Model(state.config, state.params, None), out)  # tokenizer.json stays

@@ -28,10 +28,11 @@ def adamw(params: Params, grads: Params, m: Params, v: Params, *, step: int, rat
         p = p - rate (m_hat / (sqrt(v_hat) + EPSILON) + decay p)
 
     with m_hat = m / (1 - BETA1^(step+1)), v_hat likewise. Only matrices decay: no bias, no layer norm, no beta.
+    Parameters that have no gradient stay as they are.
     """
     m_scale, v_scale = 1 / (1 - BETA1 ** (step + 1)), 1 / (1 - BETA2 ** (step + 1))
-    for name, p in params.items():
-        g = grads[name]
+    for name, g in grads.items():
+        p = params[name]
         m[name] += (1 - BETA1) * (g - m[name])
         v[name] += (1 - BETA2) * (g * g - v[name])
         update = m_scale * m[name] / (np.sqrt(v_scale * v[name]) + EPSILON)

@@ -13,9 +13,9 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
     return cosine(peak, FINAL_RATE * peak, (step - warmup) / max(1, steps - 1 - warmup))
 
 
-def alpha(step: int, steps: int) -> float:
-    """The sharpness of alpha_sigmoid: half a cosine from 1 at the first step to 8 at the last."""
-    return cosine(ALPHA_START, ALPHA_END, step / max(1, steps - 1))
+def alpha(step: int, steps: int, share: float) -> float:
+    """The sharpness of alpha_sigmoid: half a cosine from 1 at the first step to 8, at `share` of the steps; then 8."""
+    return cosine(ALPHA_START, ALPHA_END, min(1.0, step / max(1, share * (steps - 1))))
 
 
 def cosine(start: float, end: float, share: float) -> float:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 
 from dcp_ref.config import Config
 
-MAY_CHANGE = ("out", "threads", "save_every", "eval_every")  # on resuming; all else would change the result
+MAY_CHANGE = ("out", "threads", "save_every", "eval_every", "plot")  # on resuming; all else would change the result
 
 Value = TypeVar("Value")
 
@@ -41,40 +41,51 @@ class TrainSettings:
     int_delay: int | None = option(
         None, "with prune: steps a token is safe before it can be dropped; none: what init or config says, else 0"
     )
+    only_interaction: bool = option(False, "with prune: train the interaction weights, leave all others as they are")
+    teacher: str | None = option(
+        None, "a dense model whose next-token distribution is learned too; without init, its tokenizer is used"
+    )
+    distill: float = option(1.0, "with teacher: weight of KL(teacher || student)")
     vocab_size: int = option(4096, "tokens of a new tokenizer, at most")
     context: int | None = option(None, "tokens a sequence; none: n_positions")
     steps: int = option(2000, "steps of the optimizer in all")
-    batch: int = option(16, "sequences a step")
-    micro_batch: int = option(1, "sequences that one thread takes at once")
+    batch: int = option(16, "sequences a step; memory does not grow with it")
+    micro_batch: int = option(
+        1, "sequences that one thread takes at once: gradients of batch / micro_batch such parts are added up; "
+        "one part alone uses the threads of NumPy's BLAS"
+    )
     learning_rate: float = option(1e-3, "the peak, after `warmup` steps; it ends at a tenth of it")
     warmup: int = option(100, "steps to reach the peak")
     weight_decay: float = option(0.1, "of the weight matrices, as in AdamW")
     clip: float = option(1.0, "longest gradient")
-    gamma: float = option(0.1, "weight of the sparsity loss")
+    gamma: float = option(0.1, "weight of the sparsity loss; with target_kept only the first")
+    target_kept: float | None = option(None, "with prune: steer gamma so that this share of the context is kept")
+    alpha_share: float = option(1.0, "share of the steps over which alpha rises from 1 to 8, where it stays")
     seed: int = option(0, "of the initial weights and of the batches")
     eval_every: int = option(250, "steps from one validation to the next")
     eval_windows: int = option(32, "sequences of the validation text")
     save_every: int = option(250, "steps from one checkpoint to the next")
     threads: int | None = option(None, "none: one a processor; the result is the same with any number")
+    plot: bool = option(False, "draw metrics.png in out, at each validation (needs matplotlib)")
 
     def __post_init__(self) -> None:
         for name in ("text", "valid"):
             if isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be a list of files, not one string")
             object.__setattr__(self, name, tuple(str(path) for path in getattr(self, name)))
-        for name in ("out", "init", "config"):
+        for name in ("out", "init", "config", "teacher"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, str(getattr(self, name)))
         for f in dataclasses.fields(self):
             value, kinds = getattr(self, f.name), get_args(f.type) or (f.type,)  # (int, NoneType) for int | None
-            if f.name not in ("text", "valid") and not isinstance(value, (int, float) if kinds == (float,) else kinds):
+            if f.name not in ("text", "valid") and not isinstance(value, (*kinds, int) if float in kinds else kinds):
                 raise ValueError(f"{f.name} must be of type {kinds[0].__name__}, not {value!r}")
-        if not self.text:
-            raise ValueError("text: no file given")
-        if self.init is not None and self.config is not None:
-            raise ValueError("config: the model in init has its own; give one of the two")
-        positive = ("int_n_embd", "steps", "batch", "micro_batch", "learning_rate", "clip", "eval_every",
-                    "eval_windows", "save_every", "threads")
+        self._check_numbers()
+        self._check_combinations()
+
+    def _check_numbers(self) -> None:
+        positive = ("int_n_embd", "steps", "batch", "micro_batch", "learning_rate", "clip", "distill", "alpha_share",
+                    "eval_every", "eval_windows", "save_every", "threads")
         for name in positive:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -83,15 +94,29 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a number of 0 or more, not {value!r}")
-        for name in ("propagate_in_depth", "int_delay"):
-            if getattr(self, name) and not self.prune:
-                raise ValueError(f"{name}: nothing is dropped without prune; give both")
-        if self.batch % self.micro_batch:
-            raise ValueError(f"batch ({self.batch}) must be a multiple of micro_batch ({self.micro_batch})")
+        if self.alpha_share > 1:
+            raise ValueError(f"alpha_share must be at most 1 (all steps), not {self.alpha_share!r}")
+        if self.target_kept is not None and not 0 < self.target_kept < 1:
+            raise ValueError(f"target_kept must be between 0 and 1, not {self.target_kept!r}")
         if self.vocab_size < 257:
             raise ValueError(f"vocab_size must be at least 257 (256 bytes and end of text), not {self.vocab_size}")
         if self.context is not None and self.context < 2:
             raise ValueError(f"context must be at least 2, not {self.context}")
+
+    def _check_combinations(self) -> None:
+        if not self.text:
+            raise ValueError("text: no file given")
+        if self.init is not None and self.config is not None:
+            raise ValueError("config: the model in init has its own; give one of the two")
+        for name in ("propagate_in_depth", "int_delay", "only_interaction", "target_kept"):
+            if getattr(self, name) and not self.prune:
+                raise ValueError(f"{name}: nothing is dropped without prune; give both")
+        if self.target_kept is not None and self.gamma == 0:
+            raise ValueError("gamma: with target_kept it is where gamma starts, and must be positive, not 0")
+        if self.distill != 1 and self.teacher is None:
+            raise ValueError("distill: there is nothing to learn from without teacher; give both")
+        if self.batch % self.micro_batch:
+            raise ValueError(f"batch ({self.batch}) must be a multiple of micro_batch ({self.micro_batch})")
 
     def base_config(self) -> Config:
         """What `config` says; without it, a model that a laptop trains in an hour."""
@@ -125,11 +150,15 @@ class TrainSettings:
         return self.context or config.n_positions
 
     def check_same(self, stored: dict) -> None:
-        """Raises ValueError when a run that began with the `stored` settings cannot go on with these."""
+        """Raises ValueError when a run that began with the `stored` settings cannot go on with these.
+
+        An option that is not stored is younger than the run, which had its default.
+        """
+        stored = {f.name: f.default for f in dataclasses.fields(self)} | stored
         for name, value in self.to_dict().items():
-            if name not in MAY_CHANGE and stored.get(name) != value:
+            if name not in MAY_CHANGE and stored[name] != value:
                 raise ValueError(
-                    f"{name} is {value!r}, but {self.out} was begun with {stored.get(name)!r}: "
+                    f"{name} is {value!r}, but {self.out} was begun with {stored[name]!r}: "
                     "give that again to resume, or another out directory to start afresh"
                 )
 

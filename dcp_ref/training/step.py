@@ -1,26 +1,31 @@
 """The mathematics of training: one step, and the measurement on validation text."""
 
 import math
-from concurrent.futures import Executor
 
 import numpy as np
 
 from dcp_ref.config import Config
-from dcp_ref.model import forward, loss_and_grads
+from dcp_ref.model import Forward, forward, loss_and_grads
 from dcp_ref.training import data, native, schedules
+from dcp_ref.training.blas import Pool, side_by_side
 from dcp_ref.training.checkpoint import State, TrainingError
 from dcp_ref.training.optimizer import Params, adamw, clip, global_norm
 from dcp_ref.training.settings import TrainSettings
+from dcp_ref.training.target import steer
+from dcp_ref.weights import Model
 
 
-def train_step(settings: TrainSettings, state: State, tokens: np.ndarray, context: int, pool: Executor) -> dict:
+def train_step(
+    settings: TrainSettings, state: State, tokens: np.ndarray, context: int, pool: Pool, teacher: Model | None = None
+) -> dict:
     """One AdamW step on one batch, changing `state` in place. Returns the step's row of metrics."""
     step, pruned = state.step, state.config.int_n_embd is not None
     ids, targets = data.batch(tokens, settings.batch, context, settings.seed, step)
-    alpha = schedules.alpha(step, settings.steps) if pruned else math.inf
-    gamma = settings.gamma if pruned else 0.0
+    alpha = schedules.alpha(step, settings.steps, settings.alpha_share) if pruned else math.inf
+    gamma = gamma_of(settings, state, ids) if pruned else 0.0
     rate = schedules.learning_rate(step, settings.steps, settings.warmup, settings.learning_rate)
-    loss, grads = batch_gradients(state, ids, targets, alpha, gamma, size=settings.micro_batch, pool=pool)
+    loss, grads = batch_gradients(state, ids, targets, alpha, gamma, size=settings.micro_batch, pool=pool,
+                                  teacher=teacher, distill=settings.distill)
     norm = global_norm(grads)
     if not (math.isfinite(loss[0]) and math.isfinite(norm)):
         raise TrainingError(
@@ -32,14 +37,26 @@ def train_step(settings: TrainSettings, state: State, tokens: np.ndarray, contex
     state.step += 1
     row = {"step": state.step, "tokens": state.step * ids.size, "loss": loss[0], "cross_entropy": loss[1]}
     if pruned:
-        row |= {"sparsity": loss[2], "alpha": alpha}
+        row |= {"sparsity": loss[2], "alpha": alpha, "gamma": gamma}
+    if teacher is not None:
+        row["distillation"] = loss[3]
     return row | {"learning_rate": rate, "grad_norm": norm}
 
 
+def gamma_of(settings: TrainSettings, state: State, ids: np.ndarray) -> float:
+    """The weight of the sparsity loss in this step, steered if it is to be, by the batch's first sequence."""
+    if settings.target_kept is None:
+        return settings.gamma
+    kept = share_kept(forward(state.params, ids[:1], state.config), state.config)
+    state.steering, factor = steer(state.steering, kept, settings.target_kept, state.step, settings.steps)
+    return settings.gamma * factor
+
+
 def batch_gradients(
-    state: State, ids: np.ndarray, targets: np.ndarray, alpha: float, gamma: float, *, size: int, pool: Executor
+    state: State, ids: np.ndarray, targets: np.ndarray, alpha: float, gamma: float, *, size: int, pool: Pool,
+    teacher: Model | None = None, distill: float = 0.0,
 ) -> tuple[np.ndarray, Params]:
-    """Mean (total, cross_entropy, sparsity) and gradients over a batch, `size` sequences at a time.
+    """Mean Loss, and gradients of what is trained, over a batch, `size` sequences at a time.
 
     Added up in the order of the sequences, so the result does not depend on which thread was faster.
     """
@@ -48,9 +65,13 @@ def batch_gradients(
 
     def part(start: int) -> tuple[tuple, Params]:
         rows = slice(start, start + size)
-        return loss_and_grads(state.params, ids[rows], targets[rows], state.config, alpha, gamma, kernels)
+        wanted = None if teacher is None else forward(teacher.params, ids[rows], teacher.config).logits
+        loss, grads = loss_and_grads(
+            state.params, ids[rows], targets[rows], state.config, alpha, gamma, kernels, wanted, distill
+        )
+        return loss, {name: grads[name] for name in state.m}
 
-    results = pool.map(part, range(0, len(ids), size))
+    results = side_by_side(part, range(0, len(ids), size), pool)
     first, total = next(results)
     loss = np.array(first, np.float64)
     for part_loss, grads in results:
@@ -64,7 +85,7 @@ def batch_gradients(
 
 
 def perplexity(
-    params: Params, config: Config, tokens: np.ndarray, context: int, windows: int, *, pool: Executor | None = None
+    params: Params, config: Config, tokens: np.ndarray, context: int, windows: int, *, pool: Pool | None = None
 ) -> tuple[float, float]:
     """Perplexity at alpha = inf, and the share of context kept, over evenly spaced windows of `context` tokens.
 
@@ -73,17 +94,22 @@ def perplexity(
     """
     if context < 2 or len(tokens) <= context:
         raise ValueError(f"context is {context}: it must be at least 2, and less than the {len(tokens)} tokens")
-    earlier = np.tril_indices(context, -1)
 
     def measure(start: int) -> tuple[float, float]:
         ids, targets = data.windows(tokens, np.array([start]), context)
-        logits, interaction = forward(params, ids, config)
+        result = forward(params, ids, config)
+        logits = result.logits
         top = logits.max(-1, keepdims=True)
         log_sum = np.log(np.exp(logits - top).sum(-1)) + top[..., 0]
         loss = np.mean(log_sum - np.take_along_axis(logits, targets[..., None], -1)[..., 0], dtype=np.float64)
-        mask = np.cumprod(interaction, axis=0) if config.propagate_in_depth else interaction
-        return float(loss), float(np.mean(mask[:, 0, *earlier], dtype=np.float64))
+        return float(loss), share_kept(result, config)
 
     starts = np.unique(np.linspace(0, len(tokens) - context - 1, windows).astype(int))
-    losses, shares = zip(*(pool.map if pool else map)(measure, starts), strict=True)
+    losses, shares = zip(*(side_by_side(measure, starts, pool) if pool else map(measure, starts)), strict=True)
     return float(np.exp(np.mean(losses))), float(np.mean(shares))
+
+
+def share_kept(result: Forward, config: Config) -> float:
+    """The mean over layers, sequences and pairs j < i of the mask in force, which a `forward` has found."""
+    mask = np.cumprod(result.interaction, axis=0) if config.propagate_in_depth else result.interaction
+    return float(np.mean(mask[..., *np.tril_indices(mask.shape[-1], -1)], dtype=np.float64))

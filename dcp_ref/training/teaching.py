@@ -1,0 +1,33 @@
+"""The dense model whose next-token distribution a run also learns."""
+
+from dcp_ref import weights
+from dcp_ref.config import Config
+from dcp_ref.tokenizer import Tokenizer
+from dcp_ref.training.settings import TrainSettings
+
+
+def load(settings: TrainSettings) -> weights.Model | None:
+    """The teacher, if there is to be one. Raises ValueError when that model is none to learn from."""
+    if settings.teacher is None:
+        return None
+    teacher = weights.load(settings.teacher)
+    if teacher.config.int_n_embd is not None:
+        raise ValueError(f"teacher: {settings.teacher} has interaction weights (int_n_embd "
+                         f"{teacher.config.int_n_embd}); give a dense model")
+    if teacher.tokenizer is None:
+        raise ValueError(f"teacher: {settings.teacher} has no tokenizer")
+    return teacher
+
+
+def check(settings: TrainSettings, teacher: weights.Model | None, config: Config, tokenizer: Tokenizer | None) -> None:
+    """Raises ValueError when the teacher cannot read what the student, of that config and tokenizer, reads."""
+    if teacher is None:
+        return
+    same_tokens = tokenizer is not None and tokenizer.vocabulary == teacher.tokenizer.vocabulary  # type: ignore
+    if not same_tokens or teacher.config.vocab_size != config.vocab_size:
+        raise ValueError(f"teacher: {settings.teacher} has another vocabulary than the model to train; give one with "
+                         "the same tokenizer, such as the model that init was made from")
+    context = settings.context_of(config)
+    if context > teacher.config.n_positions:
+        raise ValueError(f"context: {context} tokens a sequence are more than the n_positions "
+                         f"({teacher.config.n_positions}) of the teacher {settings.teacher}; give a smaller context")

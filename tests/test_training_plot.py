@@ -1,0 +1,47 @@
+"""The picture of a run."""
+
+import sys
+
+import pytest
+from training_tools import failing, result, run_settings
+
+from dcp_ref.training import loop, plot, train
+
+
+def test_without_matplotlib_a_run_is_refused_before_it_begins(text, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ValueError, match=r"plot: matplotlib is missing: pip install .* or go on without"):
+        train(run_settings(text, tmp_path / "run", plot=True), progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_running_means():
+    rows = [{"step": i + 1, "loss": float(i)} for i in range(60)]
+    steps, means = plot._smoothed(rows, "loss")
+    assert steps == list(range(1, 61))
+    assert means[:4] == [0, 0.5, 1, 2] and means[-1] == 58
+
+
+@pytest.mark.parametrize("changes", [{"prune": False}, {"target_kept": 0.5}], ids=["dense", "pruned"])
+def test_a_run_draws_its_picture_and_is_the_same(text, unbroken, tmp_path, monkeypatch, changes):
+    pytest.importorskip("matplotlib")
+    drawn, real = [], plot.draw
+    monkeypatch.setattr(plot, "draw", lambda *args: drawn.append(len(result(args[0])[2])) or real(*args))
+    train(run_settings(text, tmp_path / "run", plot=True, **changes), progress=False)
+    assert drawn == [3, 6, 8]  # at each validation
+    picture = tmp_path / "run" / "metrics.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    train(run_settings(text, tmp_path / "plain", **changes), progress=False)
+    assert result(tmp_path / "plain") == result(tmp_path / "run")
+    assert not (tmp_path / "plain" / "metrics.png").exists()
+    train(run_settings(text, tmp_path / "plain", plot=True, **changes), progress=False)  # finished: only the picture
+    assert (tmp_path / "plain" / "metrics.png").exists()
+
+
+def test_a_plot_may_be_asked_for_on_resuming(text, unbroken, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(loop, "train_step", failing(loop.train_step, 4, ZeroDivisionError("killed")))
+        train(run_settings(text, tmp_path / "run"), progress=False)
+    train(run_settings(text, tmp_path / "run", plot=True), progress=False)
+    assert result(tmp_path / "run") == unbroken and (tmp_path / "run" / "metrics.png").exists()

@@ -174,8 +174,9 @@ MUTANTS = [
     Mutant("Newton steps that stay where they are (C)", TRAINING_C, "next = p - (", "next = p + 0 * (", NATIVE),
     Mutant("the mask's gradient in its own row only (C)", TRAINING_C, "sum[j] += dlog_i[", "sum[j] = dlog_i[", NATIVE),
     Mutant("alpha_share is ignored", STEP, "settings.steps, settings.alpha_share)", "settings.steps, 1.0)", TRAINING),
-    Mutant("the teacher is ignored", STEP, "gamma, kernels, wanted, distill", "gamma, kernels, None, distill", TRAINING),
-    Mutant("frozen weights decay", "dcp_ref/training/optimizer.py", "    for name, g in grads.items():\n        p = params",
+    Mutant("the teacher is ignored", STEP, "kernels, wanted, distill", "kernels, None, distill", TRAINING),
+    Mutant("frozen weights decay", "dcp_ref/training/optimizer.py",
+           "    for name, g in grads.items():\n        p = params",
            "    for name in params.keys() - grads.keys():\n        params[name] *= 1 - rate * decay\n"
            "    for name, g in grads.items():\n        p = params", TRAINING),
     Mutant("the wanted share is ignored", STEP, "    if settings.target_kept is None:\n", "    if True:\n", TRAINING),

@@ -41,6 +41,7 @@ WAYS = """ways to train what is dropped, which go together as they make sense:
   --prune --init DENSE --teacher DENSE           learning from the dense model's distribution too
   --prune --propagate-in-depth                   what one layer drops, later ones drop too
   --prune --int-n-embd 4                         a cheaper rule, down to a width of 1
+  --prune --int-delay 16                         no token is dropped in its first 16 steps
   --prune --gamma 0.05                           how much to drop, by the weight of the sparsity loss
   --prune --target-kept 0.2                      or by the share to keep: gamma is steered
 """

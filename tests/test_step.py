@@ -83,7 +83,8 @@ def test_a_step_learns_from_its_teacher(weight):
     row = take_step(settings, state, teacher)
     ids, targets = first_batch(5)
     wanted = forward(teacher.params, ids, dense).logits
-    loss, grads = loss_and_grads(old.params, ids, targets, SMALL, row["alpha"], 0.7, wanted, weight)
+    learned = {"teacher_logits": wanted, "distill": weight}
+    loss, grads = loss_and_grads(old.params, ids, targets, SMALL, row["alpha"], 0.7, **learned)
     assert (row["loss"], row["distillation"]) == pytest.approx((loss.total, loss.distillation), rel=1e-5)
     assert loss.distillation > 0.1
     norm = math.sqrt(sum(np.sum(g.astype(np.float64) ** 2) for g in grads.values()))

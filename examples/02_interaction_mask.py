@@ -10,9 +10,9 @@ import math
 import numpy as np
 
 from dcp_ref import forward, load
+from dcp_ref.block import block_params
 from dcp_ref.interaction import log_mask, scores
 from dcp_ref.layers import embedding, layer_norm
-from dcp_ref.model import block_params
 
 text = "A transformer is a deep learning model."
 config, params, tokenizer = load("tiny")

@@ -11,9 +11,9 @@ import numpy as np
 
 from dcp_ref import load
 from dcp_ref.attention import attention, merge_heads, split_heads
+from dcp_ref.block import block_params
 from dcp_ref.interaction import log_mask, scores
 from dcp_ref.layers import embedding, layer_norm, linear
-from dcp_ref.model import block_params
 
 text = "A transformer is a deep learning model."
 config, params, tokenizer = load("tiny")

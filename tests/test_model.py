@@ -11,8 +11,8 @@ from models import DELAYS, GOLDEN_DIR, SMALL, random_params
 from tolerances import GOLDEN, HF_FLOAT32, PROJECTION
 
 from dcp_ref import forward, layers, load, loss_and_grads, official
+from dcp_ref.block import NUMPY
 from dcp_ref.config import ACTIVATIONS
-from dcp_ref.model import NUMPY
 from dcp_ref.runtime import policies
 
 OFFICIAL = np.load(GOLDEN_DIR / "official_small.npz")

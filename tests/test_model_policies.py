@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from models import SMALL, random_params
 from test_policies import by_position, heavy_by_definition
 
-from dcp_ref import forward, model
+from dcp_ref import block, forward
 from dcp_ref.runtime import policies
 
 PLAIN = dataclasses.replace(SMALL, int_n_embd=None)
@@ -44,7 +44,7 @@ def test_rules_by_position_are_one_mask_for_every_layer(policy, depth, seed):
     np.testing.assert_array_equal(result.interaction, np.broadcast_to(stays, result.interaction.shape))
     with pytest.MonkeyPatch.context() as patch:
         log_i = np.where(stays, 0, -np.inf)
-        patch.setattr(model, "_own_log_mask", lambda n, *_: (np.broadcast_to(log_i, (len(n), *log_i.shape)), None))
+        patch.setattr(block, "_own_log_mask", lambda n, *_: (np.broadcast_to(log_i, (len(n), *log_i.shape)), None))
         np.testing.assert_array_equal(result.logits, forward(params, ids, config).logits)
 
 

@@ -11,8 +11,8 @@ from thread_tools import omp_threads
 from tolerances import KERNEL, LOG_MASK, TRAINING_KERNELS
 
 from dcp_ref import interaction, layers, loss_and_grads, weights
+from dcp_ref.block import NUMPY
 from dcp_ref.config import Config
-from dcp_ref.model import NUMPY
 from dcp_ref.runtime import native as runtime_native
 
 if not runtime_native.available():

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from dcp_ref import files
+from dcp_ref.block import block_params
 from dcp_ref.interaction import check_threshold
-from dcp_ref.model import block_params
 from dcp_ref.runtime import kernels, native, native_kernels
 from dcp_ref.runtime.block import Stats
 from dcp_ref.runtime.cache import KVCache

@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from dcp_ref import interaction, layers
-from dcp_ref.model import NUMPY, Kernels
+from dcp_ref.block import NUMPY, Kernels
 from dcp_ref.runtime.native import available, ffi, lib
 
 

@@ -22,7 +22,7 @@ lint: .venv/test,dev
 
 bench:
 	$(PYTHON) -m venv build/rivals && build/rivals/bin/pip install -q -e ".[rivals]"
-	for name in alpha_sigmoid training decode; do build/rivals/bin/python benchmarks/$$name.py || exit; done
+	for name in alpha_sigmoid training shipped decode; do build/rivals/bin/python benchmarks/$$name.py || exit; done
 
 mutants: .venv/test
 	$(RUN)/python tests/mutants.py

@@ -1,0 +1,64 @@
+"""A pruned model decoding beside the same model with its rule off and beside a dense one, at the end of its context.
+
+    python benchmarks/shipped.py --text valid.txt [--model tiny] [--dense DIR] [--batch 32]
+
+Windows of the text are fed but for their last STEPS tokens, which are then decoded, one of each window a step.
+Interleaved, medians. Without --text, the README is the text. Writes benchmarks/results/DATE-shipped.md.
+"""
+
+import argparse
+import datetime
+import platform
+from pathlib import Path
+
+import numpy as np
+
+from dcp_ref import Engine, load
+from dcp_ref.runtime import native, policies
+from dcp_ref.timing import interleaved
+from dcp_ref.training.data import read_documents, windows
+
+STEPS, ROUNDS = 15, 9
+
+
+class Decoding:
+    """Windows of a text [B, T], up to their last STEPS tokens; `run` decodes those."""
+
+    def __init__(self, model, ids, policy):
+        self.ids, self.engine = ids, Engine(model, policy=policy)
+        self.parents = [self.engine.new_sequence() for _ in ids]
+        self.engine.feed(self.parents, ids[:, :-STEPS].tolist())
+
+    def run(self):
+        """In forks, so that the next run can start from the same place."""
+        children = [self.engine.fork(parent) for parent in self.parents]
+        for tokens in self.ids[:, -STEPS:].T:
+            self.engine.feed(children, tokens[:, None].tolist())
+        self.bytes = self.engine.stats().bytes_owned // 2
+        for child in children:
+            self.engine.release(child)
+
+
+p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+p.add_argument("--text", default=str(Path(__file__).parents[1] / "README.md"))
+p.add_argument("--model", default="tiny")
+p.add_argument("--dense")
+p.add_argument("--batch", type=int, default=32)
+args = p.parse_args()
+model = load(args.model)
+tokens = np.concatenate([model.tokenizer.encode(document) for document in read_documents([args.text])])
+T = model.config.n_positions
+ids, _ = windows(tokens, np.linspace(0, len(tokens) - T - 1, args.batch).astype(int), T)
+contenders = {f"{args.model}, its rule": Decoding(model, ids, None),
+              f"{args.model}, nothing dropped": Decoding(model, ids, policies.dense)}
+if args.dense:
+    contenders[f"{args.dense}, dense"] = Decoding(load(args.dense), ids, policies.dense)
+timings = interleaved({name: d.run for name, d in contenders.items()}, ROUNDS, pause=0.05, title="decoding")
+lines = [f"Batch {args.batch}, positions {T - STEPS} to {T - 1}, float32, {native.threads()} threads of "
+         f"{platform.machine()} ({native.simd_level()}), medians of {ROUNDS}, {datetime.date.today()}", "",
+         "| model | tokens/s | cache, MB |", "| --- | --- | --- |"]
+for name, d in contenders.items():
+    lines.append(f"| {name} | {args.batch * STEPS / timings[name].median:.0f} | {d.bytes / 1e6:.1f} |")
+print("\n".join(lines))
+out = Path(__file__).parent / "results" / f"{datetime.date.today()}-shipped.md"
+out.write_text("\n".join(lines) + "\n", encoding="utf-8")

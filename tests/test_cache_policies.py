@@ -10,7 +10,7 @@ from models import random_models
 from test_theorem import BACKENDS, judged_margins
 from tolerances import SCORE_MARGIN, THEOREM_LOGITS
 
-from dcp_ref import Config, Engine, forward, model
+from dcp_ref import Config, Engine, block, forward
 from dcp_ref.runtime.policies import Policy, heavy_hitters
 
 CONFIG = Config(vocab_size=1, n_positions=9, n_embd=2, n_layer=1, n_head=2)
@@ -19,7 +19,7 @@ CONFIG = Config(vocab_size=1, n_positions=9, n_embd=2, n_layer=1, n_head=2)
 def dense_under(m, policy, ids, threshold):  # [T] -> logits [T, V], live [L, T, T]
     """The dense forward; rejects the example when rounding could decide a drop."""
     margins = []
-    plain_scores, plain_drops = model.scores, Policy.drops
+    plain_scores, plain_drops = block.scores, Policy.drops
 
     def scores(*args):
         s, saved = plain_scores(*args)
@@ -34,7 +34,7 @@ def dense_under(m, policy, ids, threshold):  # [T] -> logits [T, V], live [L, T,
         return gone
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "scores", scores)
+        patch.setattr(block, "scores", scores)
         patch.setattr(Policy, "drops", drops)
         logits, mask = forward(m.params, ids[None], m.config, policy=policy, threshold=threshold)
     assume(min(margins, default=1) > SCORE_MARGIN)

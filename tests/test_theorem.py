@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from models import random_model, random_models
 from tolerances import SCORE_MARGIN, THEOREM_LOGITS
 
-from dcp_ref import Config, Engine, Model, forward, generate, model
+from dcp_ref import Config, Engine, Model, block, forward, generate
 from dcp_ref.runtime import native
 
 THRESHOLDS = [0.0, 0.0, -1.0, 0.1, 1, np.float32(2), math.inf, -math.inf]
@@ -45,7 +45,7 @@ def judged_margins(config, s, threshold):  # [B, T, T] -> [pairs]
 def dense(m: Model, ids, threshold=0.0):  # [T] -> logits [T, V], live [L, T, T]
     """The dense forward; rejects the example when a score is so close to the threshold that rounding may decide."""
     margins = []
-    plain = model.scores
+    plain = block.scores
 
     def recorded(*args):
         s, saved = plain(*args)
@@ -53,7 +53,7 @@ def dense(m: Model, ids, threshold=0.0):  # [T] -> logits [T, V], live [L, T, T]
         return s, saved
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "scores", recorded)
+        patch.setattr(block, "scores", recorded)
         logits, mask = forward(m.params, ids[None], m.config, threshold=threshold)
     assume(min(margins, default=1) > SCORE_MARGIN)
     mask = np.cumprod(mask, axis=0) if m.config.propagate_in_depth else mask

@@ -7,7 +7,7 @@ import pytest
 from test_theorem import BACKENDS
 from tolerances import TINY_LOGITS, TINY_MARGIN
 
-from dcp_ref import Engine, forward, generate, load, model
+from dcp_ref import Engine, block, forward, generate, load
 from dcp_ref.files import SHIPPED
 
 MODEL = load("tiny")
@@ -73,13 +73,13 @@ def test_what_it_writes_is_made_of_english_words():
 def test_the_theorem_on_real_text(backend, monkeypatch):
     """A prompt of 300 tokens in chunks, then 60 one by one: logits and live positions of the dense forward."""
     ids = MODEL.tokenizer.encode(TEXT)[:360]
-    scores, plain = [], model.scores
+    scores, plain = [], block.scores
 
     def recorded(*args):
         scores.append(plain(*args)[0][0])
         return plain(*args)
 
-    monkeypatch.setattr(model, "scores", recorded)
+    monkeypatch.setattr(block, "scores", recorded)
     logits, mask = forward(MODEL.params, [ids], MODEL.config)
     mask = np.cumprod(mask, axis=0) if MODEL.config.propagate_in_depth else mask
     live = (mask[:, 0] > 0) & np.tri(len(ids), dtype=bool)

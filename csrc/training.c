@@ -186,7 +186,7 @@ static void forward_block(const dcp_attention *t, const scratch_of *s, const blo
     }
     product(s->a, all ? t->k + at : s->k, all ? t->token : D, s->q, D, b->N);
     dcp_softmax_lanes(s->a, b->log_t, log_sum, b->N);
-    product(s->dy, all ? s->turned : s->live_turned, all ? t->T : b->N, s->a, b->N, D);
+    product(s->dy, all ? s->turned : s->live_turned, all ? t->T : b->N, s->a, b->N, D); /* y, turned */
     memcpy(t->log_sum + b->h * t->T + b->first, log_sum, b->n * sizeof(float));
     for (size_t j = 0; j < b->n; j++)
         for (size_t d = 0; d < D; d++)
@@ -216,7 +216,7 @@ static void backward_block(const dcp_attention *t, const scratch_of *s, const bl
     dcp_softmax_lanes_backward(s->a, s->da, b->log_t, log_sum, dot, b->N);
     add_product(t->dv + b->h * D, C, s->a, s->dy + D, b->live, b->N, D);
     add_product(t->dk + b->h * D, C, s->da, s->q + D, b->live, b->N, D);
-    product(s->q, all ? s->turned : s->live_turned, all ? t->T : b->N, s->da, b->N, D);
+    product(s->q, all ? s->turned : s->live_turned, all ? t->T : b->N, s->da, b->N, D); /* dq, turned: q is done with */
     for (size_t j = 0; j < b->n; j++)
         for (size_t d = 0; d < D; d++)
             t->dq[(b->first + j) * C + b->h * D + d] = s->q[d][j] * t->scale;

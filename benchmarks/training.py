@@ -2,8 +2,8 @@
 
     python benchmarks/training.py [--rounds N]
 
-Both run in one process for the times, 2 threads, interleaved, medians; each alone in a process for the memory that a
-step takes beyond what stood there before it. Writes benchmarks/results/DATE-training.md and .json.
+Each has a process of its own, 2 threads, and steps when the other has stepped; medians. Memory is what three steps take
+at their peak beyond what stood there before them. Writes benchmarks/results/DATE-training.md and .json.
 """
 
 import argparse
@@ -14,15 +14,17 @@ import platform
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from dcp_ref import Config, weights
 from dcp_ref.runtime import native
-from dcp_ref.timing import interleaved
-from dcp_ref.training.blas import Pool
+from dcp_ref.timing import seconds
+from dcp_ref.training.blas import Pool, kept_memory
 from dcp_ref.training.checkpoint import State
 from dcp_ref.training.step import batch_gradients
 
@@ -66,31 +68,41 @@ def transformers(shape, alpha):
 CONTENDERS = {"dcp_ref": ours, "transformers": transformers}
 
 
-def memory(who, shape, alpha):
-    """MB that three steps take at their peak, beyond what stood there before them."""
-    step = CONTENDERS[who](shape, alpha)
-    before = status("VmRSS")
-    for _ in range(3):
-        step()
-    return (status("VmHWM") - before) / 1e3
-
-
 def status(field):
-    """kB, of this process."""
-    return int(re.findall(rf"{field}:\s*(\d+) kB", Path("/proc/self/status").read_text())[0])
+    """MB, of this process."""
+    return int(re.findall(rf"{field}:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1e3
 
 
-def alone(*arguments):
-    """What this file prints in a process of its own; with NumPy's BLAS as it comes."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS")}
-    done = subprocess.run([sys.executable, __file__, *map(str, arguments)], check=True, stdout=subprocess.PIPE,
-                          env=environment | {"OMP_NUM_THREADS": str(THREADS)})
-    return json.loads(done.stdout)
+def serve(who, shape, alpha):
+    """Print the MB of three steps, then the seconds of one for each line that comes."""
+    step = CONTENDERS[who](shape, alpha)
+    with kept_memory() if who == "dcp_ref" else nullcontext():  # as dcp_ref.training.train does
+        before = status("VmRSS")
+        for _ in range(3):
+            step()
+        print(status("VmHWM") - before, flush=True)
+        for _ in sys.stdin:
+            print(seconds(step), flush=True)
 
 
 def measure(shape, alpha, rounds):
-    timings = interleaved({who: make(shape, alpha) for who, make in CONTENDERS.items()}, rounds, title=shape)
-    return {who: timing.calls for who, timing in timings.items()}
+    """Seconds of each round, and MB, of each contender."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS")}
+    servers = {who: subprocess.Popen(
+        [sys.executable, __file__, "--serve", who, shape, str(alpha)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True,
+        env=environment | {"OMP_NUM_THREADS": str(THREADS)}) for who in CONTENDERS}
+    memory = {who: float(server.stdout.readline()) for who, server in servers.items()}
+    calls = {who: [] for who in servers}
+    for _ in tqdm(range(rounds), desc=f"{shape}, alpha {alpha:g}"):
+        for who, server in servers.items():
+            server.stdin.write("\n")
+            server.stdin.flush()
+            calls[who].append(float(server.stdout.readline()))
+    for server in servers.values():
+        server.stdin.close()
+        server.wait()
+    return {"shape": shape, "alpha": alpha, "calls": calls, "memory": memory}
 
 
 def table(cases):
@@ -106,16 +118,13 @@ def table(cases):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--rounds", type=int, default=9)
-    p.add_argument("--case", nargs=3, help=argparse.SUPPRESS)  # what to print: "calls" or whose memory; shape, alpha
+    p.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)  # who, shape, alpha
     args = p.parse_args()
-    if args.case:
-        what, shape, alpha = args.case
-        result = measure(shape, float(alpha), args.rounds) if what == "calls" else memory(what, shape, float(alpha))
-        print(json.dumps(result))
+    if args.serve:
+        who, shape, alpha = args.serve
+        serve(who, shape, float(alpha))
         return
-    cases = [{"shape": shape, "alpha": alpha,
-              "calls": alone("--rounds", args.rounds, "--case", "calls", shape, alpha),
-              "memory": {who: alone("--case", who, shape, alpha) for who in CONTENDERS}} for shape, alpha in CASES]
+    cases = [measure(shape, alpha, args.rounds) for shape, alpha in CASES]
     date = datetime.date.today().isoformat()
     versions = ", ".join(f"{package} {version(package)}" for package in ("numpy", "torch", "transformers"))
     heading = (f"One training step, float32, {THREADS} threads of {platform.machine()} ({native.simd_level()}), "

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import mutants
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,11 +31,18 @@ def test_the_reading_order_names_files_that_exist():
     assert len(files) > 10 and all((ROOT / file).exists() for file in files)
 
 
-def test_its_table_is_the_newest_benchmark():
-    newest = max((ROOT / "benchmarks" / "results").glob("*-decode.md"))
+@pytest.mark.parametrize(("name", "rows"), [("decode", 10), ("training", 4)])
+def test_its_tables_are_the_newest_benchmarks(name, rows):
+    newest = max((ROOT / "benchmarks" / "results").glob(f"*-{name}.md"))
     table = [line for line in newest.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
-    assert len(table) > 10 and "\n".join(table) in README
-    assert f"({newest.relative_to(ROOT)})" in README
+    assert len(table) > rows and "\n".join(table) in README
+    assert newest.name[:10] in README
+
+
+def test_it_says_what_the_shipped_model_was_measured_at():
+    newest = max((ROOT / "benchmarks" / "results").glob("*-shipped.md")).read_text(encoding="utf-8")
+    for speed, megabytes in (re.findall(r"\| (\d+) \| ([\d.]+) \|", newest)[row] for row in (0, 2)):
+        assert f"{int(speed):,}" in README and f"{megabytes} MB" in README
 
 
 def test_it_counts_the_mutants():

@@ -1,6 +1,7 @@
 """Parts side by side: in order, few at once, and the threads of NumPy's matrix products meanwhile."""
 
 import ctypes
+import resource
 import threading
 import weakref
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from models import SMALL
+from thread_tools import SANITIZED
 from training_tools import run_settings
 
 from dcp_ref import weights
@@ -107,3 +109,26 @@ def test_a_run_in_one_part_uses_the_threads_of_blas(text, tmp_path, monkeypatch,
     monkeypatch.setattr(step, "loss_and_grads", lambda *args: seen.add(blas_threads()) or real(*args))
     train(run_settings(text, tmp_path / "run", micro_batch=micro_batch, steps=2), progress=False)
     assert seen == threads and blas_threads() == 3
+
+
+GLIBC = hasattr(ctypes.CDLL(None), "mallopt") and Path("/proc/self/statm").exists()
+
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.mark.skipif(not GLIBC or SANITIZED, reason="not glibc's malloc")
+def test_memory_is_kept_inside_and_given_back_afterwards():
+    """An array as large as one that was freed comes without pages that the system has to clear."""
+
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        np.ones(64 << 20, np.uint8)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    before = resident()
+    with blas.kept_memory():
+        faults()
+        assert faults() < 16  # of 16,384 small pages, or of 32 huge ones
+    assert resident() < before + (16 << 20)

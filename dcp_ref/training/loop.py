@@ -18,7 +18,7 @@ from tqdm import tqdm
 from dcp_ref import files, weights
 from dcp_ref.tokenizer import Tokenizer
 from dcp_ref.training import checkpoint, data, plot, teaching
-from dcp_ref.training.blas import Pool
+from dcp_ref.training.blas import Pool, kept_memory
 from dcp_ref.training.checkpoint import State, TrainingError
 from dcp_ref.training.settings import TrainSettings
 from dcp_ref.training.step import perplexity, train_step
@@ -31,7 +31,7 @@ def train(settings: TrainSettings, progress: bool = True) -> None:
     to stop: the disk is full, or the loss is not finite. Ctrl-C saves the state after the step under way.
     """
     out = Path(settings.out)
-    with Pool(settings.threads or os.cpu_count() or 1) as pool, explained_disk_errors(out):
+    with Pool(settings.threads or os.cpu_count() or 1) as pool, kept_memory(), explained_disk_errors(out):
         if (out / checkpoint.SETTINGS).exists():
             settings.check_same(files.read_json(out / checkpoint.SETTINGS))
         else:

@@ -60,8 +60,7 @@ def batch_gradients(
 
     Added up in the order of the sequences, so the result does not depend on which thread was faster.
     """
-
-    kernels = native.kernels(threads=0 if len(ids) == size else 1)  # one part alone may use all threads
+    kernels = native.kernels(threads=1)  # beside one another, or beside BLAS's threads, which wait by spinning
 
     def part(start: int) -> tuple[tuple, Params]:
         rows = slice(start, start + size)

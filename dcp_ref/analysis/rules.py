@@ -8,6 +8,7 @@ import numpy as np
 from dcp_ref.model import forward
 from dcp_ref.runtime import policies
 from dcp_ref.runtime.policies import Policy
+from dcp_ref.training.step import share_kept
 from dcp_ref.weights import Model
 
 SINKS = 4  # as in StreamingLLM
@@ -48,13 +49,10 @@ def thresholds(model: Model, ids: np.ndarray, shares: tuple[float, ...]) -> list
 
     Where it cannot keep as little, or as much, as is asked, the threshold is one that keeps the least, or the most.
     """
-    earlier = np.tril_indices(ids.shape[1], -1)
 
     @cache
     def kept(threshold: float) -> float:
-        mask = forward(model.params, ids, model.config, threshold=threshold).interaction
-        mask = np.cumprod(mask, axis=0) if model.config.propagate_in_depth else mask
-        return float(np.mean(mask[..., *earlier], dtype=np.float64))
+        return share_kept(forward(model.params, ids, model.config, threshold=threshold), model.config)
 
     return [_bisected(kept, share) for share in shares]
 

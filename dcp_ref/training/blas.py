@@ -1,6 +1,7 @@
 """Work side by side on threads of our own, and NumPy's matrix products on one thread each meanwhile; and memory."""
 
 import ctypes
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -74,9 +75,7 @@ def one_thread() -> Iterator[None]:
     They wait by spinning: measured on 2 cores that had other work too, training-sized products took 2 to 4 times as
     long without this. With any other BLAS nothing happens; set OMP_NUM_THREADS=1 before starting then.
     """
-    root = Path(np.__file__).parent
-    paths = [*root.parent.glob("numpy.libs/*openblas*"), *root.glob(".dylibs/*openblas*")]
-    libraries = [library for path in paths if hasattr(library := ctypes.CDLL(str(path)), SETTER)]
+    libraries = _openblas()
     before = [getattr(library, GETTER)() for library in libraries]
     try:
         for library in libraries:
@@ -85,3 +84,10 @@ def one_thread() -> Iterator[None]:
     finally:
         for library, threads in zip(libraries, before, strict=True):
             getattr(library, SETTER)(threads)
+
+
+@functools.cache  # every step asks
+def _openblas() -> list[ctypes.CDLL]:
+    root = Path(np.__file__).parent
+    paths = [*root.parent.glob("numpy.libs/*openblas*"), *root.glob(".dylibs/*openblas*")]
+    return [library for path in paths if hasattr(library := ctypes.CDLL(str(path)), SETTER)]

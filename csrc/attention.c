@@ -27,7 +27,7 @@ size_t dcp_round_bytes(const dcp_cache *cache, const size_t *count, size_t batch
 /* Row `row` of a part of page p, as floats. */
 static float *lanes(const dcp_part *part, size_t p, int of, size_t row)
 {
-    return (float *)(void *)(part->slots->page[p] + part->cache->part[of].at) + row * DCP_LANES;
+    return (float *)(void *)(part->slots->page[p] + part->cache->part[of]) + row * DCP_LANES;
 }
 
 /* The position of the token in the lowest of these slots. */
@@ -137,7 +137,7 @@ static void insert(const dcp_part *part, size_t i)
     dcp_positions(part->cache, part->slots->page[p])[lane] = (int32_t)part->slots->seen++;
     for (size_t c = 0; c < part->cache->rank; c++)
         lanes(part, p, DCP_K_INT, c)[lane] = part->block->k_int[(part->row + i) * part->block->int_stride + c];
-    for (size_t h = 0; h < part->cache->part[DCP_SUMS].rows; h++)
+    for (size_t h = 0; h < part->cache->heads && part->cache->policy.by_attention; h++)
         lanes(part, p, DCP_SUMS, h)[lane] = 0;
 }
 
@@ -219,8 +219,8 @@ INLINE void store(const dcp_part *part, size_t i, size_t h, int kv)
     const size_t D = cache->head_dim, n = cache->pool.page_slots, p = part->slot_of[i] / n, slot = part->slot_of[i] % n;
     const float *k = part->block->k + (part->row + i) * part->block->stride + h * D;
     const float *v = part->block->v + (part->row + i) * part->block->stride + h * D;
-    unsigned char *keys = part->slots->page[p] + cache->part[DCP_K].at + h * panel_bytes(D, kv);
-    unsigned char *values = part->slots->page[p] + cache->v_at + h * cache->v_panels * panel_bytes(n, kv);
+    unsigned char *keys = part->slots->page[p] + cache->part[DCP_K] + h * panel_bytes(D, kv);
+    unsigned char *values = part->slots->page[p] + cache->part[DCP_V] + h * cache->v_panels * panel_bytes(n, kv);
     float k_inverse = 0, v_inverse = 0;
     if (kv == DCP_INT8) {
         lanes(part, p, DCP_K_SCALE, h)[slot] = int8_scale(k, D, &k_inverse);
@@ -234,9 +234,9 @@ INLINE void store(const dcp_part *part, size_t i, size_t h, int kv)
 
 /* ---- attend ---- */
 
-/* w[p][r] = e^(scale * q k - max) over the live slots of row i + r, 0 elsewhere; returns their sum. Lane by lane: then
- * the compiler does many at once. Adds weights to the sums of attention; takes in scales of int8 keys and values. */
-CLONES float dcp_softmax(dcp_tile *w, size_t r, const dcp_part *part, size_t i, size_t h)
+/* w[p][r] = softmax(scale * q k) over the live slots of row i + r, 0 elsewhere. Lane by lane: then the compiler does many
+ * at once. Adds weights to the sums of attention; takes in scales of int8 keys and values. */
+CLONES void dcp_softmax(dcp_tile *w, size_t r, const dcp_part *part, size_t i, size_t h)
 {
     const uint32_t *live = part->live + (i + r) * part->cache->list_pages;
     const size_t pages = part->slots->pages;
@@ -262,22 +262,23 @@ CLONES float dcp_softmax(dcp_tile *w, size_t r, const dcp_part *part, size_t i, 
     for (size_t n = DCP_LANES / 2; n > 0; n /= 2)
         for (size_t j = 0; j < n; j++)
             sum[j] += sum[j + n];
-    for (size_t p = 0; p < pages && (by_attention || int8); p++) {
+    const float inverse = 1 / sum[0];
+    for (size_t p = 0; p < pages; p++) {
         float *restrict sums = lanes(part, p, DCP_SUMS, h), *restrict v_scale = lanes(part, p, DCP_V_SCALE, h);
+        for (size_t j = 0; j < DCP_LANES; j++)
+            w[p][r][j] *= inverse;
         for (size_t j = 0; j < DCP_LANES && by_attention; j++)
-            sums[j] += w[p][r][j] / sum[0];
+            sums[j] += w[p][r][j];
         for (size_t j = 0; j < DCP_LANES && int8; j++)
             w[p][r][j] *= live[p] >> j & 1 ? v_scale[j] : 0;
     }
-    return sum[0];
 }
 
-/* Some heads of a part; the thread's scratch: for each head of the model a tile a page, one a v_panel, rows' totals. */
+/* Some heads of a part; the thread's scratch: for each head of the model a tile a page, and one a v_panel. */
 typedef struct {
     const dcp_part *part;
     size_t first, end;
     dcp_tile *w, *sum;
-    float *total;
 } dcp_task;
 
 /* Attends for rows i .. i + rows - 1 of the part. Pages are read from their start on, as memory likes it: of all these
@@ -292,23 +293,22 @@ static void attend_rows(float *out, const dcp_task *task, size_t i, size_t rows)
     for (size_t p = 0; p < part->slots->pages; p++)
         for (size_t h = any_live(part, i, p, rows) ? task->first : task->end; h < task->end; h++)
             dcp_multiply(task->w[h * list + p], q + h * D, stride,
-                         part->slots->page[p] + cache->part[DCP_K].at + h * k_bytes, D, cache->kv, rows);
+                         part->slots->page[p] + cache->part[DCP_K] + h * k_bytes, D, cache->kv, rows);
     for (size_t h = task->first; h < task->end; h++)
         for (size_t r = 0; r < rows; r++)
-            task->total[h * DCP_TILE_ROWS + r] = dcp_softmax(task->w + h * list, r, part, i, h);
+            dcp_softmax(task->w + h * list, r, part, i, h);
     for (size_t c = task->first * panels; c < task->end * panels; c++)
         memset(task->sum[c], 0, rows * sizeof *task->sum[c]);
     for (size_t p = 0; p < part->slots->pages; p++) {
         const uint32_t live = any_live(part, i, p, rows);
         for (size_t c = task->first * panels; c < task->end * panels; c++)
-            dcp_add_live(task->sum[c], task->w[c / panels * list + p], part->slots->page[p] + cache->v_at + c * v_bytes,
-                         live, cache->kv, rows);
+            dcp_add_live(task->sum[c], task->w[c / panels * list + p],
+                         part->slots->page[p] + cache->part[DCP_V] + c * v_bytes, live, cache->kv, rows);
     }
-    for (size_t r = 0; r < rows; r++)
-        for (size_t h = task->first; h < task->end; h++)
-            for (size_t d = 0; d < D; d++)
-                out[(part->row + i + r) * cache->channels + h * D + d] =
-                    task->sum[h * panels + d / DCP_LANES][r][d % DCP_LANES] / task->total[h * DCP_TILE_ROWS + r];
+    for (size_t c = task->first * panels; c < task->end * panels; c++)
+        for (size_t r = 0, at = c % panels * DCP_LANES; r < rows; r++)
+            memcpy(out + (part->row + i + r) * dcp_stride(cache->channels) + c / panels * D + at, task->sum[c][r],
+                   (D - at < DCP_LANES ? D - at : DCP_LANES) * sizeof(float));
 }
 
 /* Stores the part's keys and values of the task's heads, then attends for each of its rows. */
@@ -376,7 +376,7 @@ static size_t next_rows(dcp_cache *cache, const dcp_block *block, size_t done, s
 static void do_round(float *out, dcp_cache *cache, size_t batch, size_t threads)
 {
     dcp_part *parts = cache->round;
-    const size_t H = cache->heads, tiles = H * (cache->list_pages + cache->v_panels + 1);
+    const size_t H = cache->heads, tiles = H * (cache->list_pages + cache->v_panels);
     size_t pieces = 1;
     for (size_t b = 0; b < batch; b++)
         pieces = parts[b].rows > 1 ? H : pieces;
@@ -385,7 +385,6 @@ static void do_round(float *out, dcp_cache *cache, size_t batch, size_t threads)
 #pragma omp parallel num_threads((int)threads)
     {
         dcp_tile *w = (dcp_tile *)cache->scratch + (size_t)omp_get_thread_num() * tiles;
-        dcp_tile *sum = w + H * cache->list_pages, *last = sum + H * cache->v_panels;
 #pragma omp for schedule(dynamic)
         for (size_t b = 0; b < batch; b++)
             if (parts[b].rows > 0)
@@ -394,7 +393,7 @@ static void do_round(float *out, dcp_cache *cache, size_t batch, size_t threads)
         for (size_t i = 0; i < batch * pieces; i++) {
             const size_t first = i % pieces * H / pieces, end = (i % pieces + 1) * H / pieces;
             if (parts[i / pieces].rows > 0)
-                attend(out, &(dcp_task){&parts[i / pieces], first, end, w, sum, **last});
+                attend(out, &(dcp_task){&parts[i / pieces], first, end, w, w + H * cache->list_pages});
         }
 #pragma omp for schedule(dynamic)
         for (size_t b = 0; b < batch; b++)

@@ -73,15 +73,12 @@ size_t dcp_more_pages(const dcp_cache *cache, dcp_sequence *const *sequence, con
 /* Copies what slot s of page `from` holds to slot t of page `to`. */
 static void copy_token(const dcp_cache *cache, unsigned char *to, size_t t, const unsigned char *from, size_t s)
 {
-    for (size_t i = 0; i < DCP_PARTS; i++) {
-        const size_t size = cache->part[i].size, at = cache->part[i].at;
-        for (size_t row = 0; row < cache->part[i].rows; row++)
-            memcpy(to + at + (row * DCP_LANES + t) * size, from + at + (row * DCP_LANES + s) * size, size);
-    }
+    for (size_t at = 0; at < cache->part[DCP_V]; at += 4 * DCP_LANES)
+        memcpy(to + at + 4 * t, from + at + 4 * s, 4);
     for (size_t i = 0; i < cache->heads * cache->v_panels; i++) {
-        const size_t at = cache->v_at + i * panel_bytes(cache->pool.page_slots, cache->kv);
+        const size_t at = cache->part[DCP_V] + i * panel_bytes(cache->pool.page_slots, cache->kv);
         for (size_t j = 0; j < DCP_LANES; j++)
-            memcpy(to + at + offset(t, j, cache->kv), from + at + offset(s, j, cache->kv), size_of(cache->kv));
+            memcpy(to + at + offset(t, j, cache->kv), from + at + offset(s, j, cache->kv), (size_t)4 >> cache->kv);
     }
 }
 
@@ -103,5 +100,5 @@ void dcp_compact(dcp_cache *cache, dcp_slots *slots, const uint32_t *bitmap)
 
 int32_t *dcp_positions(const dcp_cache *cache, unsigned char *page)
 {
-    return (int32_t *)(void *)(page + cache->part[DCP_POSITION].at);
+    return (int32_t *)(void *)(page + cache->part[DCP_POSITION]);
 }

@@ -28,34 +28,31 @@
 /* What a kernel calls must be inlined into each of its clones. */
 #define INLINE static inline __attribute__((always_inline))
 
-INLINE size_t size_of(int type)
-{
-    return type == DCP_FLOAT32 ? 4 : type == DCP_FLOAT16 ? 2 : 1;
-}
-
-/* The byte where number j of row k of a panel stands. Four rows of int8 share a row of 32-bit words, the first in the
- * low bytes: vectors of words can be shifted, bytes would have to be spread. */
+/* The byte where number j of row k of a panel stands. Two rows of float16, four of int8, share a row of 32-bit words,
+ * the first in the low bits: vectors of words can be shifted, halves and bytes would have to be spread. */
 INLINE size_t offset(size_t k, size_t j, int type)
 {
-    return type == DCP_INT8 ? k / 4 * 4 * DCP_LANES + j * 4 + k % 4 : (k * DCP_LANES + j) * size_of(type);
+    const size_t size = (size_t)4 >> type, shared = (size_t)1 << type;
+    return (k / shared * DCP_LANES + j) * 4 + k % shared * size;
 }
 
 INLINE size_t panel_bytes(size_t rows, int type)
 {
-    return offset(type == DCP_INT8 ? (rows + 3) / 4 * 4 : rows, 0, type);
+    const size_t shared = (size_t)1 << type;
+    return (rows + shared - 1) / shared * 4 * DCP_LANES;
 }
 
-/* That number. A half float's bits, shifted into a float's, are it times 2^-112: subnormals too. */
+/* That number. A half float's bits, put where a float's are, are it times 2^-112: subnormals too. */
 INLINE float lane(const void *panel, size_t k, size_t j, int type)
 {
-    if (type == DCP_FLOAT32)
-        return ((const float *)panel)[k * DCP_LANES + j];
+    const size_t size = (size_t)4 >> type, shared = (size_t)1 << type;
+    uint32_t bits = ((const uint32_t *)panel)[k / shared * DCP_LANES + j] << 8 * size * (shared - 1 - k % shared);
     if (type == DCP_INT8)
-        return (float)((int32_t)(((const uint32_t *)panel)[k / 4 * DCP_LANES + j] << (24 - 8 * (k % 4))) >> 24);
-    const uint32_t bits = (uint32_t)(int32_t)((const int16_t *)panel)[k * DCP_LANES + j] << 13 & 0x8fffe000u;
+        return (float)((int32_t)bits >> 24);
+    bits = type == DCP_FLOAT16 ? (uint32_t)((int32_t)bits >> 3) & 0x8fffe000u : bits;
     float number;
     memcpy(&number, &bits, sizeof number);
-    return number * 0x1p112f;
+    return type == DCP_FLOAT16 ? number * 0x1p112f : number;
 }
 
 /* Rows to take at once of those left: in 32 wide registers 12 rows of sums have room, in 16 half as wide only 2. */

@@ -24,7 +24,8 @@ enum {
     DCP_EINVAL = -2, /* an argument is out of its range */
     DCP_ENOROOM = -3 /* a step without the room that it needs */
 };
-enum { DCP_FLOAT32, DCP_FLOAT16, DCP_INT8 }; /* how numbers are stored, int8 with a scale; arithmetic is in float */
+/* How numbers are stored, in 4 >> type bytes, int8 with a scale; arithmetic is in float. */
+enum { DCP_FLOAT32, DCP_FLOAT16, DCP_INT8 };
 enum {
     DCP_LANES = 32,      /* columns of a panel of weights or keys; the most slots of a page */
     DCP_ROUND_ROWS = 48, /* rows of a prompt that a step takes at once: what they drop leaves the cache after them */
@@ -86,24 +87,20 @@ typedef struct dcp_sequence {
     dcp_slots *layer;          /* [layers] */
 } dcp_sequence;
 
-/* Part of a page, `at` bytes from its start: rows of 32 lanes, lane s for slot s, of numbers of `size` bytes. */
-typedef struct {
-    size_t at, rows, size;
-} dcp_lanes;
-
-/* The parts, with their rows: keys [heads, D], so that those of a head are one panel, as weights are; float scales of
- * int8 keys and values [heads]; k_int [rank]; attention so far [heads], if by_attention; position, int32_t. */
-enum { DCP_K, DCP_K_SCALE, DCP_V_SCALE, DCP_K_INT, DCP_SUMS, DCP_POSITION, DCP_PARTS };
+/* The parts of a page: rows of 32 words, word s for slot s. Keys [heads, D], so that those of a head are one panel, as
+ * weights are; float scales of int8 keys and values [heads]; k_int [rank]; attention so far [heads], if by_attention;
+ * position, int32_t. Last the values: panels [heads, v_panels, page_slots, 32], padded with anything. */
+enum { DCP_K, DCP_K_SCALE, DCP_V_SCALE, DCP_K_INT, DCP_SUMS, DCP_POSITION, DCP_V, DCP_PARTS };
 
 /* A cache is a struct of the caller's: zeros, but for layers to scratch and the first four of pool; no size above 2^24. */
 typedef struct {
     size_t layers, positions, heads, channels, head_dim, rank; /* rank is r, 0 without learned dropping */
     int kv;                      /* how keys and values are stored */
-    dcp_lanes part[DCP_PARTS];
-    size_t v_at, v_panels;       /* after the parts: panels [heads, v_panels, page_slots, 32], the last padded */
+    size_t part[DCP_PARTS];      /* where each starts, in bytes */
+    size_t v_panels;             /* 32 channels each: D / 32, rounded up */
     dcp_policy policy;
     size_t list_pages, threads;  /* the most pages of one (layer, sequence); the most threads of a step */
-    void *scratch, *round;       /* tiles [threads, heads, list_pages + v_panels + 1]; for a block dcp_round_bytes: */
+    void *scratch, *round;       /* tiles [threads, heads, list_pages + v_panels]; for a block dcp_round_bytes: */
     size_t round_bytes;
     dcp_pool pool;
     dcp_sequence *first;
@@ -150,16 +147,20 @@ typedef struct {
 
 /* Decodes the block: for each row, in order, drop the tokens it inherits as dropped, score the live ones, drop those
  * that their scores drop, then those that their positions do, insert the row's own token, attend. Then compacts.
- * out [rows, channels]. dropped [sum of start[b] + count[b], 2]: (row, position) of each token that left this layer's
- * cache; rows ascend, and positions within a row. Returns the number of pairs in it; or, with the cache unchanged,
- * DCP_EINVAL when the layer does not exist, a start is not the number of tokens seen, or a sequence would pass the last
- * position; DCP_ENOROOM when free pages or round are too few. */
+ * out [rows, channels], dcp_stride apart. dropped [sum of start[b] + count[b], 2]: (row, position) of each token that
+ * left this layer's cache; rows ascend, and positions within a row. Returns the number of pairs in it; or, with the cache
+ * unchanged, DCP_EINVAL when the layer does not exist, a start is not the number of tokens seen, or a sequence would pass
+ * the last position; DCP_ENOROOM when free pages or round are too few. */
 ptrdiff_t dcp_step(float *out, int32_t *dropped, dcp_cache *cache, const dcp_block *block);
 
 /* ---- linear.c, layers.c: the other kernels of a decode step. ---- */
 
-/* W [n_in, n_out] in panels of 32 columns: panel [n_out / 32 rounded up, n_in, 32], the last one padded with zeros; of
- * int8, [.., n_in / 4 rounded up, 32, 4]. */
+/* Floats from the start of a row of x, y or add to the next one's: n, or 16 more where n is a multiple of 1024, as rows a
+ * multiple of 4096 bytes apart would all want the same few lines of the nearest cache. */
+size_t dcp_stride(size_t n);
+
+/* W [n_in, n_out] in panels of 32 columns, the last one padded with zeros: panel [n_out / 32, n_in / shared, 32, shared],
+ * both rounded up; shared rows, 2 of float16 and 4 of int8, stand side by side. */
 typedef struct {
     size_t n_in, n_out;
     int type;                  /* how the panels are stored */
@@ -176,7 +177,7 @@ void dcp_layer_norm(float *y, const float *x, const float *gain, const float *bi
                     size_t threads);
 
 enum { DCP_GELU_NEW, DCP_GELU, DCP_RELU };
-/* y [n] = the activation of x [n]; y may be x. */
+/* y [n] = the activation of x [n], whatever their rows; y may be x. */
 void dcp_activation(float *y, const float *x, int kind, size_t n, size_t threads);
 
 /* y [rows, n_in] = column ids[row] of wte + row positions[row] of wpe [.., n_in]: wte is packed as the head is. */

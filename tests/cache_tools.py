@@ -78,13 +78,11 @@ def poison(cache):
     for page, bitmap in pages:
         dead = [slot for slot in range(cache.page_slots) if not bitmap >> slot & 1]
         memory = np.frombuffer(native.ffi.buffer(page, c.pool.page_bytes), np.uint8)
-        for part in c.part:
-            lanes = memory[part.at :][: part.rows * lib.DCP_LANES * part.size]
-            lanes.reshape(part.rows, lib.DCP_LANES, part.size)[:, dead] = 255
-        shared = 4 if cache.kv == "int8" else 1  # rows in one of words
+        lanes, values = np.split(memory, [c.part[lib.DCP_V]])
+        lanes.reshape(-1, lib.DCP_LANES, 4)[:, dead] = 255
+        shared = 2**c.kv  # rows in one of words
         panels, groups = c.heads * c.v_panels, -(-cache.page_slots // shared)
-        values = memory[c.v_at :][: panels * groups * lib.DCP_LANES * max(shared, c.part[lib.DCP_K].size)]
-        values = values.reshape(panels, groups, lib.DCP_LANES, shared, -1)
+        values = values[: panels * groups * lib.DCP_LANES * 4].reshape(panels, groups, lib.DCP_LANES, shared, -1)
         for slot in dead:  # bytes of NaN, of a huge half, of int8 -1
             values[:, slot // shared, :, slot % shared] = 255
 

@@ -143,6 +143,56 @@ def test_embedding(seed, rows, n_in, n_out, storage):
     np.testing.assert_allclose(got, kernels.embedding(ids, at, plain, wpe), **KERNEL)  # a product and a sum fused
 
 
+@pytest.mark.parametrize("rows", [0, 1, 2, 13])
+@pytest.mark.parametrize("width", [1023, 1024, 2048])
+def test_rows_of_a_multiple_of_4096_bytes_stand_further_apart(rows, width):
+    """Arrays of the caller's, with their rows side by side, will do; so will what a kernel returned, without a copy."""
+    rng = np.random.default_rng(0)
+    x, g, b = random(rng, rows, width), random(rng, width), random(rng, width)
+    wide, narrow = (packed(random(rng, *shape) / F(30), None, "float32") for shape in ((width, width), (5, width)))
+    ids, wpe = rng.integers(0, width, rows), random(rng, 1, 5)
+    far = native_kernels.rows(rows, width)
+    far[:] = x
+    assert rows < 2 or far.strides[0] == 4 * width + 64 * (width % 1024 == 0)
+    for a in (x, far):
+        for name, arguments in (("layer_norm", (g, b, 1e-5)), ("activation", ("gelu_new",))):
+            got, expected = (getattr(module, name)(a, *arguments) for module in (native_kernels, kernels))
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+        got, expected = (m.linear(a, w, a) for m, w in zip((native_kernels, kernels), wide, strict=True))
+        np.testing.assert_allclose(got, expected, **KERNEL_SUM)
+        assert rows < 2 or got.strides == far.strides
+    got, expected = (m.embedding(ids, 0 * ids, w, wpe) for m, w in zip((native_kernels, kernels), narrow, strict=True))
+    np.testing.assert_allclose(got, expected, **KERNEL)
+
+
+@pytest.mark.parametrize("module", [native_kernels, kernels])
+@pytest.mark.parametrize("width", [7, 1024])
+def test_out_is_where_the_result_goes(module, width):
+    rng = np.random.default_rng(0)
+    x, y, one = random(rng, 3, width), random(rng, 3, width), np.ones(width, F)
+    w = module.pack(random(rng, width, width))
+    for call in (lambda x, out: module.linear(y, w, x, out=out), lambda x, out: module.activation(x, "relu", out=out),
+                 lambda x, out: module.layer_norm(x, one, one, 1e-5, out=out)):
+        expected, out = call(x, None), native_kernels.rows(3, width)
+        assert call(x, out) is out
+        np.testing.assert_array_equal(out, expected)
+        out[:] = x
+        call(out, out)  # the same array
+        np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("out", [np.ones((3, 1024), F), native_kernels.rows(3, 1024)[:2], native_kernels.rows(2, 1024),
+                                 np.ones((3, 1040))[:, :1024], native_kernels.rows(3, 1023)])
+def test_an_out_that_is_not_such_rows_is_refused(out):
+    x = np.ones((3, 1024), F)
+    with pytest.raises(ValueError, match="out must be"):
+        native_kernels.activation(x, "relu", out=out)
+    read_only = native_kernels.rows(3, 1024)
+    read_only.flags.writeable = False
+    with pytest.raises(ValueError, match="out must be"):
+        native_kernels.activation(x, "relu", out=read_only)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("storage", STORAGES)
 def test_what_is_not_finite_stays_in_its_row(storage, bad):

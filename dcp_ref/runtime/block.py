@@ -1,5 +1,6 @@
 """What both caches share: handles of sequences, the checked ragged block of a step, the size of a page, statistics."""
 
+import itertools
 import operator
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -138,35 +139,19 @@ def check_bytes(needed: int, max_bytes: int | None) -> None:
                         "release a sequence, or give a larger max_cache_bytes")
 
 
-class Layout(NamedTuple):
-    """A page in C (csrc/dcp.h): for each part where it starts, its rows of 32 numbers, and the bytes of a number."""
-
-    parts: list[tuple[int, int, int]]
-    v_at: int
-    bytes: int
-
-
-def page_layout(config: Config, page_slots: int, kv: str, policy: Policy) -> Layout:
-    """Parts start at multiples of 64 bytes, a page takes a multiple of 4096. Of int8, four rows share one of words."""
-    H, D, int8 = config.n_head, config.head_dim, kv == "int8"
-    size = {"float32": 4, "float16": 2, "int8": 1}[kv]
-    scales, sums = H if int8 else 0, H if policy.heavy is not None else 0
-    k = (H * -(-D // 4), 4) if int8 else (H * D, size)
-    parts, at = [], 0
-    for rows, n in (k, (scales, 4), (scales, 4), (policy.rank(config), 4), (sums, 4), (1, 4)):  # the last: position
-        parts.append((at, rows, n))
-        at += _multiple(rows * 32 * n, 64)
-    v = H * -(-D // 32) * (_multiple(page_slots, 4) if int8 else page_slots) * 32 * size  # [H, D / 32, page_slots, 32]
-    return Layout(parts, at, _multiple(at + v, 4096))
+def page_layout(config: Config, page_slots: int, kv: str, policy: Policy) -> tuple[list[int], int]:
+    """Where the parts of a page in C start (csrc/dcp.h), and the bytes of a page, a multiple of 4096."""
+    H, D, shared = config.n_head, config.head_dim, 4 // np.dtype(kv).itemsize  # numbers that share a word
+    scales, sums = H if kv == "int8" else 0, H if policy.heavy is not None else 0
+    keys, values = H * -(-D // shared), H * -(-D // 32) * -(-page_slots // shared)
+    rows = (keys, scales, scales, policy.rank(config), sums, 1, values)  # of 32 words
+    *starts, end = itertools.accumulate((128 * n for n in rows), initial=0)
+    return starts, -(-end // 4096) * 4096
 
 
 def page_bytes(config: Config, page_slots: int, kv: str, policy: Policy) -> int:
     """The size of a page in C, in which both caches count."""
-    return page_layout(config, page_slots, kv, policy).bytes
-
-
-def _multiple(n: int, of: int) -> int:
-    return -(-n // of) * of
+    return page_layout(config, page_slots, kv, policy)[1]
 
 
 def check_layer(config: Config, layer: int) -> int:

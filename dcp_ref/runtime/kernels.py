@@ -1,7 +1,8 @@
 """The kernels of a decode step in NumPy: what those of the same names in native_kernels.py must equal.
 
 Rows [N, ...] are tokens of any sequences. Weights are packed once: in fewer bits if wanted, as storage.py says.
-`threads` is for C alone: NumPy's matrix products have threads of their own.
+`threads` is for C alone: NumPy's matrix products have threads of their own. `out` is where the result goes, as in
+NumPy.
 """
 
 from collections.abc import Iterator
@@ -36,20 +37,27 @@ def pack(w: np.ndarray, bias: np.ndarray | None = None, storage: str = "float32"
     return Matrix(read_back, 0.0 if bias is None else np.array(bias, np.float32))
 
 
-def linear(x, w: Matrix, add=None, threads=0):  # [N, in], [N, out] -> [N, out]
+def linear(x, w: Matrix, add=None, threads=0, out=None):  # [N, in], [N, out] -> [N, out]
     """x W + bias, + add."""
     y = x @ w.w + w.bias
-    return y if add is None else y + add
+    return _put(y if add is None else y + add, out)
 
 
-def layer_norm(x, g, b, epsilon, threads=0):  # [N, C], [C], [C] -> [N, C]
-    return layers.layer_norm(x, g, b, np.float32(epsilon))[0]
+def layer_norm(x, g, b, epsilon, threads=0, out=None):  # [N, C], [C], [C] -> [N, C]
+    return _put(layers.layer_norm(x, g, b, np.float32(epsilon))[0], out)
 
 
-def activation(x, kind, threads=0):  # [N, inner]
+def activation(x, kind, threads=0, out=None):  # [N, inner]
     """`gelu_new`, `gelu` or `relu`."""
-    return layers.activation(x, kind)[0]
+    return _put(layers.activation(x, kind)[0], out)
 
 
 def embedding(ids, positions, wte: Matrix, wpe):  # int64 [N] x 2, [C, V], [n_positions, C] -> [N, C]
     return wte.w[:, ids].T + wpe[positions]
+
+
+def _put(result, out):
+    if out is None:
+        return result
+    out[...] = result
+    return out

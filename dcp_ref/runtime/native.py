@@ -97,23 +97,23 @@ class NativeCache:
         config, policy = self.config, self.policy
         if max(config.n_layer, config.n_positions, config.n_embd, self._rank) > 2**24:
             raise MemoryError(f"no cache for {config}")
-        layout = page_layout(config, self.page_slots, self.kv, policy)
+        parts, page_bytes = page_layout(config, self.page_slots, self.kv, policy)
         threads, v_panels = lib.dcp_threads(self.threads), -(-config.head_dim // lib.DCP_LANES)
         list_pages = -(-config.n_positions // self.page_slots)
-        tiles = threads * config.n_head * (list_pages + v_panels + 1)
+        tiles = threads * config.n_head * (list_pages + v_panels)
         self._scratch = aligned((tiles * lib.DCP_TILE_ROWS * lib.DCP_LANES,), "float32")
         self._round = np.empty(0, np.uint8)
         return ffi.new("dcp_cache *", {
             "layers": config.n_layer, "positions": config.n_positions, "heads": config.n_head,
             "channels": config.n_embd, "head_dim": config.head_dim, "rank": self._rank, "kv": STORAGE[self.kv],
-            "part": layout.parts, "v_at": layout.v_at, "v_panels": v_panels, "list_pages": list_pages,
+            "part": parts, "v_panels": v_panels, "list_pages": list_pages,
             "threads": threads, "scratch": ffi.from_buffer(self._scratch),
             "policy": {"window": policy.window or 0, "first": policy.first, "stride": policy.stride,
                        "heavy": policy.heavy or 0, "by_attention": policy.heavy is not None,
                        "delay": min(config.int_delay, config.n_positions), "threshold": self.threshold},
-            "pool": {"page_slots": self.page_slots, "page_bytes": layout.bytes,
-                     "chunk_pages": max(CHUNK_BYTES // layout.bytes, 1),
-                     "max_pages": min(self.max_bytes or sys.maxsize, sys.maxsize) // layout.bytes}})
+            "pool": {"page_slots": self.page_slots, "page_bytes": page_bytes,
+                     "chunk_pages": max(CHUNK_BYTES // page_bytes, 1),
+                     "max_pages": min(self.max_bytes or sys.maxsize, sys.maxsize) // page_bytes}})
 
     @_in_turn
     def new_sequence(self) -> int:
@@ -174,13 +174,13 @@ class NativeCache:
             check_starts(seen, starts)
         arrays = check_arrays(self.config, self.policy, counts, q, k, v, q_int, k_int, beta, inherited)
         batch = self._batch_of(handles, starts, counts)  # only now: beta's own code may have released a sequence
-        out = np.empty((batch.rows, self.config.n_embd), np.float32)
+        out = np.empty((batch.rows, lib.dcp_stride(self.config.n_embd)), np.float32)
         dropped = np.empty((batch.most_dropped, 2), np.int32)
         q, k, v = _strided(arrays.q, arrays.k, arrays.v)
         q_int, k_int = _strided(arrays.q_int, arrays.k_int)
         block = ffi.new("dcp_block *", (
             layer, len(handles), batch.sequences, batch.starts, batch.counts,
-            *[ffi.cast("float *", x.__array_interface__["data"][0]) for x in (q, k, v, q_int, k_int)],
+            *[ffi.from_buffer("float[]", x[0]) if batch.rows else ffi.NULL for x in (q, k, v, q_int, k_int)],
             q.strides[0] // 4, q_int.strides[0] // 4, self._scales[layer], arrays.beta,
             ffi.from_buffer("int32_t[]", arrays.inherited), len(arrays.inherited), self.threads))
         n = lib.dcp_step(ffi.from_buffer("float[]", out), ffi.from_buffer("int32_t[]", dropped), self._cache, block)
@@ -188,6 +188,7 @@ class NativeCache:
             check_starts([s.layer[layer].seen for s in self._sequences.distinct(handles)], starts)
         if n < 0:
             raise RuntimeError("step without the reserve that it needs")
+        out = out[:, : self.config.n_embd]
         return out, dropped[:n].copy() if n else np.empty((0, 2), np.int32)
 
     @_in_turn

@@ -1,6 +1,8 @@
 """The kernels of a decode step in C (csrc/linear.c, csrc/layers.c): same names, arguments and results as kernels.py.
 
 Arrays must be float32, contiguous and of the right shape, or ValueError names the one that is not: C checks nothing.
+Rows of a multiple of 4096 bytes C wants a little further apart (csrc/dcp.h, dcp_stride). Results and `out` are such
+rows; other arrays of that width are copied.
 """
 
 from typing import Any
@@ -25,7 +27,7 @@ class Matrix:
         if bias is not None and bias.shape != (self.n_out,):
             raise ValueError(f"bias must have shape {(self.n_out,)}, not {bias.shape}")
         check_storage("storage", storage)
-        n_panels, rows = -(-self.n_out // LANES), 4 if storage == "int8" else 1  # rows that share one of words
+        n_panels, rows = -(-self.n_out // LANES), 4 // np.dtype(storage).itemsize  # rows that share one of words
         self.panels = aligned((n_panels, -(-self.n_in // rows), LANES, rows), storage)
         self.scale = np.empty(self.n_out, np.float32) if storage == "int8" else None
         self.bias = None if bias is None else np.array(bias, np.float32)
@@ -47,27 +49,28 @@ def pack(w: np.ndarray, bias: np.ndarray | None = None, storage: str = "float32"
     return Matrix(w, bias, storage)
 
 
-def linear(x, w: Matrix, add=None, threads=0):  # [N, in], [N, out] -> [N, out]
-    """x W + bias, + add; a row's result does not depend on the rows beside it."""
+def linear(x, w: Matrix, add=None, threads=0, out=None):  # [N, in], [N, out] -> [N, out]
+    """x W + bias, + add; a row's result does not depend on the rows beside it. `out` may be `add`, not x."""
     n = len(x)
-    y = np.empty((n, w.n_out), np.float32)
-    added = ffi.NULL if add is None else _floats("add", add, y.shape)
-    lib.dcp_linear(_pointer(y), _floats("x", x, (n, w.n_in)), added, w.c, n, threads)
+    y = rows(n, w.n_out, out)
+    added = ffi.NULL if add is None else _rows("add", add, y.shape)
+    lib.dcp_linear(_rows("out", y, y.shape), _rows("x", x, (n, w.n_in)), added, w.c, n, threads)
     return y
 
 
-def layer_norm(x, g, b, epsilon, threads=0):  # [N, C], [C], [C] -> [N, C]
+def layer_norm(x, g, b, epsilon, threads=0, out=None):  # [N, C], [C], [C] -> [N, C]
+    """`out` may be x."""
     n, C = x.shape
-    y = np.empty((n, C), np.float32)
-    g, b = _floats("g", g, (C,)), _floats("b", b, (C,))
-    lib.dcp_layer_norm(_pointer(y), _floats("x", x, (n, C)), g, b, epsilon, n, C, threads)
+    y, g, b = rows(n, C, out), _floats("g", g, (C,)), _floats("b", b, (C,))
+    lib.dcp_layer_norm(_rows("out", y, x.shape), _rows("x", x, x.shape), g, b, epsilon, n, C, threads)
     return y
 
 
-def activation(x, kind, threads=0):  # [N, inner]
-    """`gelu_new`, `gelu` or `relu`."""
-    y = np.empty(x.shape, np.float32)
-    lib.dcp_activation(_pointer(y), _floats("x", x, x.shape), KINDS[kind], x.size, threads)
+def activation(x, kind, threads=0, out=None):  # [N, inner]
+    """`gelu_new`, `gelu` or `relu`. `out` may be x."""
+    n, width = x.shape
+    y, numbers = rows(n, width, out), n and (n - 1) * lib.dcp_stride(width) + width
+    lib.dcp_activation(_rows("out", y, x.shape), _rows("x", x, x.shape), KINDS[kind], numbers, threads)
     return y
 
 
@@ -77,8 +80,8 @@ def embedding(ids, positions, wte: Matrix, wpe):  # int64 [N] x 2, [C, V], [n_po
         if (x.size and x.dtype.kind not in "iu") or x.ndim != 1 or x.shape != ids.shape or np.any((x < 0) | (x >= end)):
             raise ValueError(f"{name} must be integers [N] in [0, {end})")
     ids, positions = (np.ascontiguousarray(x, np.int64) for x in (ids, positions))
-    y = np.empty((len(ids), wte.n_in), np.float32)
-    lib.dcp_embedding(_pointer(y), ffi.from_buffer("int64_t[]", ids), ffi.from_buffer("int64_t[]", positions), wte.c,
+    y = rows(len(ids), wte.n_in)
+    lib.dcp_embedding(_rows("out", y, y.shape), *(ffi.from_buffer("int64_t[]", x) for x in (ids, positions)), wte.c,
                       _floats("wpe", wpe, (len(wpe), wte.n_in)), len(ids))
     return y
 
@@ -89,6 +92,30 @@ def _pointer(x: np.ndarray) -> Any:
 
 def _or_null(x: np.ndarray | None) -> Any:
     return ffi.NULL if x is None else _pointer(x)
+
+
+def rows(n: int, width: int, out: np.ndarray | None = None) -> np.ndarray:  # [n, width]
+    """Room for n rows, as far apart as C wants them: `out`, or fresh. Raises ValueError when `out` is not such rows."""
+    stride = lib.dcp_stride(width)
+    if out is None:
+        return np.empty((n, stride), np.float32)[:, :width]
+    if (n > 1 and out.strides != (4 * stride, 4)) or not out.flags.writeable:
+        raise ValueError(f"out must be what a kernel returned, or rows({n}, {width})")
+    return out
+
+
+def _rows(name: str, x: np.ndarray, shape: tuple[int, int]) -> Any:
+    """Where x starts, or a copy of it with its rows as far apart as C wants them. Raises ValueError naming x."""
+    n, width = shape
+    stride = lib.dcp_stride(width)
+    if n < 2 or stride == width:
+        return _floats(name, x, shape)
+    if not (x.dtype == np.float32 and x.shape == shape and x.strides == (4 * stride, 4) and x.flags.aligned):
+        _floats(name, x, shape)
+        apart = rows(n, width)
+        apart[:] = x
+        x = apart
+    return ffi.from_buffer("float[]", x[0])
 
 
 def _floats(name: str, x: np.ndarray, shape: tuple[int, ...]) -> Any:

@@ -13,6 +13,7 @@ from dcp_ref.runtime.kernels import pieces
 from dcp_ref.runtime.native import STORAGE, ffi, lib
 from dcp_ref.runtime.storage import aligned, check_storage
 
+FLOAT = np.dtype(np.float32)
 LANES = 32  # columns of a panel: DCP_LANES
 KINDS = {"gelu_new": 0, "gelu": 1, "relu": 2}
 
@@ -86,19 +87,15 @@ def embedding(ids, positions, wte: Matrix, wpe):  # int64 [N] x 2, [C, V], [n_po
     return y
 
 
-def _pointer(x: np.ndarray) -> Any:
-    return ffi.from_buffer("float[]", x)
-
-
 def _or_null(x: np.ndarray | None) -> Any:
-    return ffi.NULL if x is None else _pointer(x)
+    return ffi.NULL if x is None else ffi.from_buffer("float[]", x)
 
 
 def rows(n: int, width: int, out: np.ndarray | None = None) -> np.ndarray:  # [n, width]
     """Room for n rows, as far apart as C wants them: `out`, or fresh. Raises ValueError when `out` is not such rows."""
-    stride = lib.dcp_stride(width)
+    stride = width if n < 2 else lib.dcp_stride(width)
     if out is None:
-        return np.empty((n, stride), np.float32)[:, :width]
+        return np.empty((n, stride), FLOAT)[:, :width]
     if (n > 1 and out.strides != (4 * stride, 4)) or not out.flags.writeable:
         raise ValueError(f"out must be what a kernel returned, or rows({n}, {width})")
     return out
@@ -107,10 +104,9 @@ def rows(n: int, width: int, out: np.ndarray | None = None) -> np.ndarray:  # [n
 def _rows(name: str, x: np.ndarray, shape: tuple[int, int]) -> Any:
     """Where x starts, or a copy of it with its rows as far apart as C wants them. Raises ValueError naming x."""
     n, width = shape
-    stride = lib.dcp_stride(width)
-    if n < 2 or stride == width:
+    if n < 2 or (stride := lib.dcp_stride(width)) == width:
         return _floats(name, x, shape)
-    if not (x.dtype == np.float32 and x.shape == shape and x.strides == (4 * stride, 4) and x.flags.aligned):
+    if not (x.shape == shape and x.dtype == FLOAT and x.strides == (4 * stride, 4) and x.flags.aligned):
         _floats(name, x, shape)
         apart = rows(n, width)
         apart[:] = x
@@ -119,6 +115,7 @@ def _rows(name: str, x: np.ndarray, shape: tuple[int, int]) -> Any:
 
 
 def _floats(name: str, x: np.ndarray, shape: tuple[int, ...]) -> Any:
-    if x.dtype != np.float32 or x.shape != shape or not (x.flags.c_contiguous and x.flags.aligned):
+    flags = x.flags
+    if not (x.shape == shape and x.dtype == FLOAT and flags.c_contiguous and flags.aligned):
         raise ValueError(f"{name} must be contiguous float32 {shape}, not {x.dtype} {x.shape}")
-    return _pointer(x)
+    return ffi.from_buffer("float[]", x)

@@ -2,8 +2,8 @@
 
     python examples/08_comparison.py --text train.txt --valid valid.txt --out runs      # hours; again to go on
 
-From one dense model: dense and pruned ones with as many further steps each, several seeds, several strengths (gamma).
-All are then measured token by token through the cache, and so are fixed rules on the dense one.
+From one dense model: dense and pruned ones with as many further steps each, several seeds, several strengths (gamma, or
+the share to keep). All are then measured token by token through the cache, and so are fixed rules on the dense one.
 Watch for: the perplexity of pruned and dense models beside what each keeps, and the spread of the seeds.
 Without --text it trains for seconds on the README: every step is there, but the numbers mean nothing.
 """
@@ -20,7 +20,7 @@ from dcp_ref.analysis import perplexity, rules
 from dcp_ref.training import TrainSettings, train
 
 BASE = {"batch": 8, "learning_rate": 2e-3, "warmup": 200}
-FURTHER = {"batch": 8, "learning_rate": 1e-3, "warmup": 50}
+FURTHER = {"batch": 8, "learning_rate": 1.5e-3, "warmup": 50}
 PRUNED = {"prune": True, "alpha_share": 0.8}
 TOY = {"config": '{"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 48}', "vocab_size": 300}
 
@@ -29,10 +29,11 @@ p.add_argument("--text", nargs="+", help="text files to train on")
 p.add_argument("--valid", nargs="+", default=[], help="text files to validate on (default: the last of the text)")
 p.add_argument("--out", default="runs", help="directory of the runs")
 p.add_argument("--config", help="config.json of the dense model (default: 4 layers of 128, 512 positions)")
-p.add_argument("--base-steps", type=int, default=4000, help="of the dense model that all others start from")
-p.add_argument("--steps", type=int, default=1500, help="further steps of each")
+p.add_argument("--base-steps", type=int, default=2000, help="of the dense model that all others start from")
+p.add_argument("--steps", type=int, default=2500, help="further steps of each")
 p.add_argument("--seeds", type=int, default=3, help="how many dense and pruned models")
-p.add_argument("--gammas", type=float, nargs="+", default=[0.03, 0.01, 0.1], help="strengths; the first for all seeds")
+p.add_argument("--gammas", type=float, nargs="+", default=[0.1, 0.015, 0.2], help="strengths; the first for all seeds")
+p.add_argument("--kept", type=float, nargs="*", default=[0.5], help="shares to keep, gamma steered to each")
 args = p.parse_args()
 
 
@@ -61,6 +62,9 @@ def everything():
         for seed in range(1, args.seeds + 1 if gamma == args.gammas[0] else 2):
             name = f"gamma-{gamma:g}"
             found[name, seed] = run(f"{name}-{seed}", seed=seed, gamma=gamma, **PRUNED, **further)
+    for share in args.kept:
+        name = f"kept-{share:g}"
+        found[name, 1] = run(f"{name}-1", seed=1, target_kept=share, **PRUNED, **further)
     results = {key: measure(directory, tokens) for key, directory in found.items()}
     print(f"\n{'model':14}{'seeds':>6}{'kept':>8}{'perplexity':>12}   spread")
     for model in dict.fromkeys(model for model, _ in results):

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from dcp_ref import Engine, generate, load
-from dcp_ref.analysis import perplexity, rules
+from dcp_ref.analysis import perplexity, sweep, texts
 from dcp_ref.training import TrainSettings, train
 
 BASE = {"batch": 8, "learning_rate": 2e-3, "warmup": 200}
@@ -45,12 +45,6 @@ def run(name, **settings):
     return out
 
 
-def measure(directory, tokens, policy=None):
-    """Perplexity and share kept on these tokens, through the cache."""
-    engine = Engine(load(directory), policy=policy)
-    return perplexity.evaluate(engine, tokens, progress=f"measuring {Path(directory).name}")
-
-
 def everything():
     """Train all; print the comparison."""
     base = run("base", steps=args.base_steps, **BASE, **({"config": args.config} if args.config else {}))
@@ -65,7 +59,8 @@ def everything():
     for share in args.kept:
         name = f"kept-{share:g}"
         found[name, 1] = run(f"{name}-1", seed=1, target_kept=share, **PRUNED, **further)
-    results = {key: measure(directory, tokens) for key, directory in found.items()}
+    results = {key: perplexity.evaluate(Engine(load(directory)), tokens, progress=f"measuring {directory.name}")
+               for key, directory in found.items()}
     print(f"\n{'model':14}{'seeds':>6}{'kept':>8}{'perplexity':>12}   spread")
     for model in dict.fromkeys(model for model, _ in results):
         of_model = [result for (name, _), result in results.items() if name == model]
@@ -73,13 +68,10 @@ def everything():
         spread = f"{min(values):.2f} .. {max(values):.2f}" if len(values) > 1 else ""
         print(f"{model:14}{len(values):6d}{statistics.mean(r.share_kept for r in of_model):8.1%}"
               f"{statistics.mean(values):12.2f}   {spread}")
-    context = load(base).config.n_positions
+    dense = load(found["dense", 1])
+    fixed = sweep.Sweep(None, [], ("dense", dense))
     print("\nthe dense model of seed 1 with fixed rules:")
-    rows = perplexity.rows_at(len(tokens), context, context)
-    for rule in rules.RULES:
-        for policy in dict.fromkeys(rules.sized(rule, [0.5, 0.2, 0.1, 0.05], rows)):
-            result = measure(found["dense", 1], tokens, policy)
-            print(f"{policy!s:20}{result.share_kept:8.1%}{result.perplexity:12.2f}")
+    print(sweep.report(sweep.measure(fixed, tokens, texts.count_bytes(dense, tokens), progress=True)))
     for model in ("dense", f"gamma-{args.gammas[0]:g}"):
         [text] = generate(load(found[model, 1]), ["The "], max_new_tokens=30, seed=1)
         print(f"\n{model} writes: The {' '.join(text.text.split())}")

@@ -111,10 +111,10 @@ def check_07(out):
 
 
 def check_08(out):
-    table = dict(re.findall(r"^(dense|gamma-\S+) +\d+ +(\S+)%", out, re.M))
-    assert list(table) == ["dense", "gamma-0.03", "gamma-0.01", "gamma-0.1"]
+    table = dict(re.findall(r"^(dense|gamma-\S+|kept-\S+) +\d+ +(\S+)%", out, re.M))
+    assert list(table) == ["dense", "gamma-0.1", "gamma-0.015", "gamma-0.2", "kept-0.5"]
     assert table.pop("dense") == "100.0" and all(0 < float(kept) < 100 for kept in table.values())
-    fixed = re.findall(r"^(\w+):\S+ +(\S+)% +\S+$", out, re.M)
+    fixed = re.findall(r"^\| (\w+) +\| dense \| \w+:\S+ +\| +(\S+)% ", out, re.M)
     assert {rule for rule, _ in fixed} == {"window", "strided", "sinks", "heavy_hitters"}
     assert {round(float(kept), -1) for _, kept in fixed} >= {50, 20, 10}
     assert out.count(" writes: The ") == 2

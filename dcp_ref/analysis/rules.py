@@ -1,4 +1,4 @@
-"""The sizes at which each rule keeps a share of the context that is asked for."""
+"""What each rule must be for it to keep a share of the context that is asked for."""
 
 from collections.abc import Callable
 from functools import cache
@@ -11,25 +11,26 @@ from dcp_ref.runtime.policies import Policy
 from dcp_ref.training.step import share_kept
 from dcp_ref.weights import Model
 
-SINKS = 4  # as in StreamingLLM
+SPLITS = (1 / 32, 1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of what a rule keeps: how much of it is not the window
 CLOSE = 0.03  # of the share asked for: near enough for a threshold
 DOUBLINGS, HALVINGS = 12, 12  # of the search for one
 
-# A rule of size w, for a context T: strided and heavy hitters spend half on the window.
-RULES: dict[str, Callable[[int, int], Policy]] = {
-    "window": lambda w, T: policies.window(w),
-    "strided": lambda w, T: policies.strided(w, -(-T // w)),
-    "sinks": lambda w, T: policies.sinks(SINKS, w),
-    "heavy_hitters": lambda w, T: policies.heavy_hitters(w // 2, w - w // 2),
+# A rule that keeps w tokens for being near, and n others of T.
+RULES: dict[str, Callable[[int, int, int], Policy]] = {
+    "window": lambda n, w, T: policies.window(n + w),
+    "strided": lambda n, w, T: policies.strided(w, -(-T // n)),
+    "sinks": lambda n, w, T: policies.sinks(n, w),
+    "heavy_hitters": lambda n, w, T: policies.heavy_hitters(n, w),
 }
 
 
 def kept_rows(policy: Policy, T: int) -> np.ndarray:  # -> int64 [T]
     """How many earlier tokens row i still has, in a context of T, by the rules of position and heavy hitters alone."""
-    i = np.arange(T)
-    if policy.heavy is not None and policy.window is not None:  # those that are near, and n of the others
-        return np.minimum(i, policy.window - 1 + policy.heavy)
-    return np.tril(policy.stays(i[:, None], i), -1).sum(-1)
+    i, near = np.arange(T), (policy.window or 1) - 1
+    if policy.heavy is not None:
+        return np.minimum(i, near + policy.heavy)
+    safe = np.append(0, np.cumsum(policy.stays(i + T + near, i)))  # the first n, of what is beyond any window
+    return np.minimum(i, near) + safe[np.maximum(i - near, 0)]
 
 
 def share_of(policy: Policy, rows: np.ndarray) -> float:  # [T]
@@ -37,11 +38,14 @@ def share_of(policy: Policy, rows: np.ndarray) -> float:  # [T]
     return float(rows @ kept_rows(policy, len(rows)) / (rows @ np.arange(len(rows))))
 
 
-def sized(rule: str, shares: tuple[float, ...], rows: np.ndarray) -> list[Policy]:  # [T]
-    """For each share the policy of that rule which keeps as nearly as it can so much; of two as near, the smaller."""
-    T = len(rows)
-    kept = {policy: share_of(policy, rows) for policy in (RULES[rule](w, T) for w in range(1, T + 1))}
-    return [min(kept, key=lambda policy: abs(kept[policy] - share)) for share in shares]
+def sized(rule: str, share: float, rows: np.ndarray) -> list[Policy]:  # [T]
+    """The policies of that rule which keep as nearly as they can so much: the nearest for each of SPLITS, each once."""
+    T, found = len(rows), []
+    for split in SPLITS:
+        others = [max(1, round(split * size)) for size in range(1, T + 1)]
+        made = [RULES[rule](n, max(1, size - n), T) for size, n in enumerate(others, 1)]
+        found.append(min(made, key=lambda policy: abs(share_of(policy, rows) - share)))
+    return list(dict.fromkeys(found))
 
 
 def thresholds(model: Model, ids: np.ndarray, shares: tuple[float, ...]) -> list[float]:  # [B, T]

@@ -17,6 +17,7 @@ from dcp_ref.weights import Model
 SHARES = (0.5, 0.2, 0.1, 0.05)  # of the fixed rules
 LEARNED_SHARES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
 CALIBRATION_WINDOWS = 2  # in which thresholds are looked for
+SPLIT_WINDOWS = 8  # in which each rule tries how much of it is to be a window
 LEARNED, BY_MODEL = "learned", "learned, by model"
 
 
@@ -72,8 +73,9 @@ class Sweep(NamedTuple):
                                  "give a smaller --context")
 
 
-def runs(sweep: Sweep, tokens: np.ndarray, context: int, stride: int) -> list[Run]:
-    """All evaluations of a sweep over these tokens, dense first."""
+def runs(sweep: Sweep, tokens: np.ndarray, context: int, stride: int, progress: bool = False,
+         **options: Any) -> list[Run]:
+    """All evaluations of a sweep over these tokens, dense first; each fixed rule split as is best for it."""
     sweep.check(context)
     result = [Run("dense", *sweep.base, policies.dense)]
     if sweep.learned is not None:
@@ -81,8 +83,15 @@ def runs(sweep: Sweep, tokens: np.ndarray, context: int, stride: int) -> list[Ru
         result += [Run(LEARNED, *sweep.learned, policies.learned, t) for t in sorted({0.0, *found})]
     result += [Run(BY_MODEL, name, model, policies.learned) for name, model in sweep.others]
     rows = rows_at(len(tokens), context, stride)
+    few = tokens[: SPLIT_WINDOWS * context + 1]
     for rule in rules.RULES:
-        fitting = dict.fromkeys(rules.sized(rule, SHARES, rows))  # a short context has one size for two shares
+        fitting = {}  # a short context has one policy for two shares
+        for share in SHARES:
+            made = rules.sized(rule, share, rows)
+            found = {policy: evaluate(Engine(sweep.base[1], policy=policy, **options), few, context, stride,
+                                      progress=f"trying {policy}" if progress else None).perplexity
+                     for policy in made if len(made) > 1}
+            fitting[min(found, key=found.__getitem__, default=made[0])] = None
         result += [Run(rule, *sweep.base, policy) for policy in fitting]
     return result
 
@@ -100,7 +109,7 @@ def measure(sweep: Sweep, tokens: np.ndarray, n_bytes: int, context: int | None 
     Raises ValueError as `check_windows`, `Sweep.check` and Engine do.
     """
     context, stride = check_windows(sweep.base[1].config, tokens, context, stride)
-    todo, points = runs(sweep, tokens, context, stride), []
+    todo, points = runs(sweep, tokens, context, stride, progress, **options), []
     for n, run in enumerate(todo, 1):
         engine = Engine(run.model, policy=run.policy, threshold=run.threshold, **options)
         title = f"{n} of {len(todo)}: {run.policy}" if progress else None

@@ -40,7 +40,8 @@ def ours(shape, alpha):
     """A step of ours, one sequence at a time."""
     sizes, batch = SHAPES[shape]
     config = Config(**sizes, eos_token_id=0)
-    state = State(0, config, weights.init_params(config, 0), {}, {})
+    params = weights.init_params(config, 0)
+    state = State(0, config, params, m=params, v={})  # of m a step wants the names: what is trained
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (batch, config.n_positions + 1))
     pool = Pool(THREADS)
     return lambda: batch_gradients(state, tokens[:, :-1], tokens[:, 1:], alpha, 0.1, size=1, pool=pool)

@@ -78,7 +78,7 @@ def batch_gradients(
         for name, g in grads.items():
             total[name] += g
     share = size / len(ids)
-    for g in total.values():
+    for g in total.values() if share < 1 else ():
         np.multiply(g, share, out=g)
     return loss * share, total
 

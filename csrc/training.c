@@ -263,7 +263,8 @@ void dcp_attend_all(const dcp_attention *t, float *scratch, int backward, size_t
 
 /* ---- What is dropped: interaction.py's log_mask. ---- */
 
-/* The natural logarithm of a normal x > 0 to 2 units in the last place: of m and 2^e, m between sqrt(1/2) and sqrt(2). */
+/* The natural logarithm of a normal x > 0 to 2 units in the last place: of m and 2^e, m between sqrt(1/2) and sqrt(2), by
+ * f - f^2 / 2 + f^3 times a polynomial fitted to have the least largest error. */
 INLINE float log_(float x)
 {
     uint32_t bits;
@@ -296,11 +297,11 @@ INLINE float expm1_(float x)
 INLINE float step_odds(float x, float c, float n)
 {
     const float e = exp_(x), p = e / (1 + e), power = c * exp_(n * log1p_(e));
-    const float ratio = power < 0x1.fffffep-1f ? power : 0x1.fffffep-1f;
+    const float ratio = power < 0x1.fffffep-1f ? power : 0x1.fffffep-1f; /* below 1: its log1p(-ratio) is a number */
     return x - (x - log1p_(-ratio) / n) / (1 + p * ratio / (1 - ratio));
 }
 
-/* One for p itself where n >= 1. */
+/* One for p itself where n >= 1; above 0, where log p is a number. */
 INLINE float step_power(float p, float c, float n)
 {
     const float p_n = exp_(n * log_(p)), base = c + p_n, log_q = log_(base) / n;
@@ -346,6 +347,7 @@ INLINE void gate(lanes_of log_keep, lanes_of slope, const lanes_of s, const floa
     for (size_t j = 0; j < DCP_LANES; j++) {
         const float log_k = s[j] > 0 ? log_q[j] : x[j], log_other = s[j] > 0 ? x[j] : log_q[j];
         log_keep[j] = log_k + (s[j] - s[j]); /* NaN stays NaN */
+        /* d log keep / ds = 1 / (keep^(alpha - 1) + keep (1 - keep)^(alpha - 2)) */
         slope[j] = 1 / (exp_(n * log_k) + exp_(log_k + (n - 1) * log_other));
     }
 }

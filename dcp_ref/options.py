@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import re
 from typing import Any, get_args, get_origin
 
 from dcp_ref import __version__
@@ -47,9 +48,17 @@ WAYS = """ways to train what is dropped, which go together as they make sense:
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """Takes -1e-3 and -inf for numbers, which argparse does not; so do the parsers of its commands."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._negative_number_matcher = re.compile(r"-(\.?\d|inf(inity)?$)", re.IGNORECASE)
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command; `args.command` is None when none is given."""
-    top = argparse.ArgumentParser(
+    top = Parser(
         prog="dcp-ref", description="Dynamic Context Pruning: GPT-2 that drops the context it does not need.",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--version", action="version", version=f"dcp-ref {__version__}")

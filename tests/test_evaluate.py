@@ -12,7 +12,7 @@ from cli_tools import assert_refused, call, saved
 from test_tasks import ITEMS, written
 from text_models import CONFIG, TOKENIZER, text_model
 
-from dcp_ref import Engine, Model, policies, weights
+from dcp_ref import Engine, Model, options, policies, weights
 from dcp_ref.analysis import sweep, texts
 from dcp_ref.analysis.perplexity import evaluate
 from dcp_ref.tokenizer import Tokenizer
@@ -62,7 +62,16 @@ def test_options_reach_the_engine(run, book):
     found = evaluate(Engine(MODEL, "numpy", threshold=0.5), TOKENS)
     assert result["share_kept"] == found.share_kept < evaluate(Engine(MODEL), TOKENS).share_kept
     assert (result["threshold"], result["backend"]) == (0.5, "numpy")
-    assert json.loads(run("--text", book, "--json", "--threshold", "inf")[1])["threshold"] == "inf"
+    for infinity in ("inf", "-inf"):
+        assert json.loads(run("--text", book, "--json", "--threshold", infinity)[1])["threshold"] == infinity
+
+
+@pytest.mark.parametrize("number", ["-inf", "-Infinity", "-1e-3", "-2.5E+1", "-.5", "-1."])
+def test_a_negative_number_is_no_option(number):
+    arguments = ["evaluate", "--thresholds", number, number, "--threshold", number, "--text", "book.txt"]
+    args = options.parser().parse_args(arguments)
+    assert (args.threshold, args.thresholds, args.text) == (float(number), [float(number)] * 2, ["book.txt"])
+    assert options.parser().parse_args(["generate", "the sea", "--threshold", number]).threshold == float(number)
 
 
 def test_the_table(run, book):

@@ -79,7 +79,7 @@ def _task(args: argparse.Namespace) -> None:
     try:
         encoded = zero_shot.encode(questions, tokenizer_of(model), model.config.n_positions)
     except ValueError as error:
-        raise ValueError(f"{args.data}: {error}") from None
+        raise ValueError(f"{args.data}, {error}") from None
     engines = [engine]
     if engine.policy.learned:
         engines.append(options.engine(model, argparse.Namespace(**{**vars(args), "policy": "dense", "threshold": 0.0})))

@@ -131,8 +131,9 @@ def test_tasks(run, tmp_path, task):
 def test_contexts_that_were_cut(run, tmp_path):
     path = written(tmp_path, {**ITEMS["piqa"], "goal": "open the door " * 30}, ITEMS["piqa"])
     assert "\n1 contexts were cut from the left" in run("--task", "piqa", "--data", path)[1]
-    path = written(tmp_path, {**ITEMS["piqa"], "sol1": "open the door " * 30})
-    assert_refused(run("--task", "piqa", "--data", path), "items.jsonl: item 1: ", "n_positions (48)")
+    path = written(tmp_path, ITEMS["piqa"], "", {**ITEMS["piqa"], "sol1": "open the door " * 30})
+    assert_refused(run("--task", "piqa", "--data", path), "items.jsonl, line 3: ", "n_positions (48)",
+                   "take a model with more positions")
 
 
 @pytest.mark.parametrize(("arguments", "words"), [

@@ -27,7 +27,7 @@ def written(tmp_path, *lines):
                              ("The door hit the cat as the door", " was slow.")], 1, [3, 4])),
 ])
 def test_questions(tmp_path, task, expected):
-    assert read_questions(task, written(tmp_path, ITEMS[task])) == [expected]
+    assert read_questions(task, written(tmp_path, "", ITEMS[task])) == [expected._replace(line=2)]
 
 
 def test_a_blank_at_the_end_of_its_sentence():

@@ -63,8 +63,8 @@ def test_a_context_is_cut_from_the_left():
 
 
 def test_an_answer_without_room():
-    question = TASKS["piqa"].question({**PIQA[0], "sol2": "looked " * 40})
-    with pytest.raises(ValueError, match=r"item 2: \d+ tokens to score are more than n_positions \(48\)"):
+    question = TASKS["piqa"].question({**PIQA[0], "sol2": "looked " * 40})._replace(line=7)
+    with pytest.raises(ValueError, match=r"^line 7: \d+ tokens to score are more than n_positions \(48\): take "):
         encode([TASKS["piqa"].question(PIQA[0]), question], TOKENIZER, 48)
 
 

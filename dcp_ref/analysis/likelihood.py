@@ -53,7 +53,8 @@ def fit(pair: Pair, n_positions: int) -> Pair:
     context, continuation = pair
     room = n_positions + 1 - len(continuation)
     if room < 1:
-        raise ValueError(f"{len(continuation)} tokens to score are more than n_positions ({n_positions})")
+        raise ValueError(f"{len(continuation)} tokens to score are more than n_positions ({n_positions}): "
+                         "take a model with more positions, or leave this out")
     return context[-room:], continuation
 
 

@@ -19,12 +19,13 @@ BLANK = "_"
 class Question(NamedTuple):
     """(context, continuation) of each answer, which of them is right, and the lengths in characters of the answers.
 
-    A question of one answer asks whether greedy decoding writes it.
+    A question of one answer asks whether greedy decoding writes it. `line` is that of its file, from 1.
     """
 
     pairs: list[tuple[str, str]]
     right: int
     lengths: list[int]
+    line: int = 0
 
 
 class Task(NamedTuple):
@@ -95,7 +96,7 @@ def _question(task: str, path: str, n: int, line: str) -> Question:
         item = json.loads(line)
         if not isinstance(item, dict):
             raise ValueError("must be a JSON object")
-        return TASKS[task].question(item)
+        return TASKS[task].question(item)._replace(line=n)
     except ValueError as error:  # JSON's own is one
         raise ValueError(f"{path}, line {n}: no item of {task}: {error}") from None
 

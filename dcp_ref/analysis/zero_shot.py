@@ -20,14 +20,14 @@ class Encoded(NamedTuple):
 
 
 def encode(questions: Sequence[Question], tokenizer: Tokenizer, n_positions: int) -> Encoded:
-    """Raises ValueError, counting items from 1, for one whose answer alone has no room."""
+    """Raises ValueError, naming the line, for a question whose answer alone has no room."""
     result, cut = [], 0
-    for n, question in enumerate(questions, 1):
+    for question in questions:
         try:
             whole = [pair_ids(tokenizer, *pair) for pair in question.pairs]
             fitting = [fit(pair, n_positions) for pair in whole]
         except ValueError as error:
-            raise ValueError(f"item {n}: {error}") from None
+            raise ValueError(f"line {question.line}: {error}") from None
         result.append(fitting)
         cut += fitting != whole
     return Encoded(result, cut)

@@ -42,11 +42,14 @@ def _note(plan: sweep.Sweep) -> str:
 
 
 def _prepare(out: str) -> None:
-    """Before the work: what would keep the files from being written. Raises ValueError, OSError."""
+    """Before the work: what would keep the files from being written. Raises ValueError."""
     plot.check_matplotlib()
     if out.endswith("/") or Path(out).is_dir():
         raise ValueError(f"--out {out} is a directory: give the beginning of file names in it, as {Path(out, 'curve')}")
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out: cannot make {Path(out).parent} ({error.strerror}): give another place") from None
 
 
 def _plan(args: argparse.Namespace) -> sweep.Sweep:

@@ -13,7 +13,7 @@ from test_tasks import ITEMS, written
 from text_models import CONFIG, TOKENIZER, text_model
 
 from dcp_ref import Engine, Model, options, policies, weights
-from dcp_ref.analysis import sweep, texts
+from dcp_ref.analysis import plot, sweep, texts
 from dcp_ref.analysis.perplexity import evaluate
 from dcp_ref.tokenizer import Tokenizer
 
@@ -162,6 +162,12 @@ def test_contexts_that_were_cut(run, tmp_path):
 ])
 def test_refusals(run, book, arguments, words):
     assert_refused(run(*(book if argument == "BOOK" else argument for argument in arguments)), words)
+
+
+def test_a_place_that_cannot_be_made(run, book, monkeypatch):
+    monkeypatch.setattr(plot, "check_matplotlib", lambda: None)
+    assert_refused(run("--text", book, "--sweep", "--out", f"{book}/new/curve"),
+                   f"--out: cannot make {book}/new (Not a directory): give another place")
 
 
 def test_models_that_do_not_fit(run, book, tmp_path):

@@ -103,9 +103,11 @@ def test_generation(adapter):
     found = adapter.generate_until([
         request("the sea", {"until": [], "max_gen_toks": 12}), request("the sea", {"until": stop, "max_gen_toks": 12}),
         request("the sea " * 40, {"max_gen_toks": 3, "do_sample": True, "temperature": 2.0}),
-        request("", {"max_gen_toks": 1}),
+        request("", {"max_gen_toks": 1}), request("the sea", {"max_gen_toks": 0}),
+        *(request("the sea", {"do_sample": True, "max_gen_toks": 12, **top_k}) for top_k in ({}, {"top_k": 0})),
     ], disable_tqdm=True)
     assert found[0] == free.text and found[1] == free.text[: free.text.index(stop)]
+    assert found[4] == "" and found[5] == found[6] != free.text
     assert adapter.engine.stats().live_tokens == 0
     with pytest.raises(ValueError, match=r"\['beams'\] are unknown"):
         adapter.generate_until([request("the", {"beams": 3})])

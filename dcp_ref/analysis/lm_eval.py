@@ -84,11 +84,13 @@ class DcpRef(LM):
         ids = ids[-max(1, n_positions - n) :]
         sampling = Sampling(0.0)
         if told.get("do_sample"):
-            sampling = Sampling(told.get("temperature", 1.0), told.get("top_k"), told.get("top_p", 1.0))
+            top_k = told.get("top_k") or None  # 0 is transformers' word for all
+            sampling = Sampling(told.get("temperature", 1.0), top_k, told.get("top_p", 1.0))
         [row] = make_rows(self.model, [ids], n, 0, [until] if isinstance(until, str) else until)
         while step(self.engine, [row], sampling):
             pass
-        self.engine.release(row.start(self.engine))
+        if row.sequence is not None:  # None where no token was asked for
+            self.engine.release(row.sequence)
         return row.text or ""
 
 

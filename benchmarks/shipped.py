@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from dcp_ref import Engine, load
+from dcp_ref.analysis.texts import read_tokens
 from dcp_ref.runtime import native, policies
 from dcp_ref.timing import interleaved
-from dcp_ref.training.data import read_documents, windows
+from dcp_ref.training.data import windows
 
 STEPS, ROUNDS = 15, 9
 
@@ -46,8 +47,9 @@ p.add_argument("--dense")
 p.add_argument("--batch", type=int, default=32)
 args = p.parse_args()
 model = load(args.model)
-tokens = np.concatenate([model.tokenizer.encode(document) for document in read_documents([args.text])])
-T = model.config.n_positions
+tokens, T = read_tokens(model, [args.text]), model.config.n_positions
+if len(tokens) <= T:
+    p.error(f"--text {args.text}: {len(tokens)} tokens are too few for a context of {T}, give a longer text")
 ids, _ = windows(tokens, np.linspace(0, len(tokens) - T - 1, args.batch).astype(int), T)
 contenders = {f"{args.model}, its rule": Decoding(model, ids, None),
               f"{args.model}, nothing dropped": Decoding(model, ids, policies.dense)}

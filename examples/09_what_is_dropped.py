@@ -13,7 +13,8 @@ from collections import Counter
 import numpy as np
 
 from dcp_ref import forward, load
-from dcp_ref.training.data import read_documents, windows
+from dcp_ref.analysis.texts import read_tokens
+from dcp_ref.training.data import windows
 
 PASSAGE = """The old man looked at the sea for a long time, and said nothing. His daughter had gone to the village with
 the boat, and the wind was rising. "She will be back before dark," said Mr. Harris at last. "She knows these waters
@@ -30,9 +31,10 @@ p.add_argument("--text", nargs="+", help="text files (default: a passage of thre
 p.add_argument("--windows", type=int, default=16, help="windows of n_positions tokens, evenly spread")
 args = p.parse_args()
 
-config, params, tokenizer = load(args.model)
-documents = read_documents(args.text) if args.text else [PASSAGE]
-tokens = np.concatenate([tokenizer.encode(document) for document in documents])
+config, params, tokenizer = model = load(args.model)
+tokens = read_tokens(model, args.text) if args.text else np.array(tokenizer.encode(PASSAGE))
+if len(tokens) < 3:
+    p.error(f"--text {' '.join(args.text)}: {len(tokens)} tokens are too few, give a longer text")
 T = min(config.n_positions, len(tokens) - 1)
 starts = np.unique(np.linspace(0, len(tokens) - T - 1, args.windows).astype(int))
 ids, _ = windows(tokens, starts, T)  # [B, T]
@@ -45,7 +47,7 @@ L, span = config.n_layer, T - 1 - np.arange(T)  # the longest life that a window
 def kind(token, before):
     """What a reader would call it."""
     text = tokenizer.decode([token])
-    if not text.strip():
+    if not text.strip() or token == tokenizer.eos_id:
         return "space or line end"
     if re.fullmatch(r"\W+", text):
         return "punctuation"

@@ -14,15 +14,16 @@ import dcp_ref
 from dcp_ref.runtime import native
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+PATH = os.pathsep.join([str(Path(dcp_ref.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+ENVIRONMENT = os.environ | {"PYTHONPATH": PATH, "PYTHONUTF8": "1"}
 HIDE_EXTENSION = "import runpy, sys; sys.modules['dcp_ref._native'] = None; runpy.run_path(sys.argv[1])"
 
 
 def run(arguments, directory) -> str:
     """Standard output of a Python that imports the very package that is tested, from another directory."""
-    path = os.pathsep.join([str(Path(dcp_ref.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-W", "error", *arguments], check=False, capture_output=True, encoding="utf-8", timeout=300,
-        cwd=directory, env=os.environ | {"PYTHONPATH": path, "PYTHONUTF8": "1"},
+        cwd=directory, env=ENVIRONMENT,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -144,6 +145,14 @@ def test_an_example_prints_what_it_promises(example, tmp_path):
     else:
         CHECKS[f"check_{example.name[:2]}"](out)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_text_that_is_too_short_is_named(tmp_path):
+    (tmp_path / "empty.txt").touch()
+    [example] = [path for path in EXAMPLES if path.name.startswith("09")]
+    done = subprocess.run([sys.executable, str(example), "--text", "empty.txt"], check=False, capture_output=True,
+                          encoding="utf-8", cwd=tmp_path, env=ENVIRONMENT)
+    assert done.returncode == 2 and "--text empty.txt: 0 tokens are too few" in done.stderr
 
 
 def test_the_slot_table_says_when_there_is_no_extension(tmp_path):

@@ -120,7 +120,8 @@ def _evaluate_options(p: argparse.ArgumentParser) -> None:
         help="sweep: a point each, at threshold 0; without --model, there is no curve over thresholds")
     add("--dense", metavar="DIR", help="sweep: a model for dense and fixed rules (default: the same, nothing learned)")
     add("--thresholds", nargs="+", type=float, action="extend", default=[], metavar="T",
-        help="sweep: of the learned rule (default: those that keep about 100, 50, 20, 10, 5, 2 and 1%%)")
+        help="sweep: of the learned rule; 0 is always measured too (default: those that keep about 100, 50, 20, 10, 5, "
+             "2 and 1%%)")
     add("--out", metavar="PREFIX", help="sweep: write PREFIX.json, PREFIX.md and PREFIX.png, which needs matplotlib")
     add("--task", choices=sorted(TASKS), help="a zero-shot task; its dense result comes beside a learned one")
     add("--data", metavar="FILE", help="task: its items, a JSON object a line")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dcp_ref import __version__
+from dcp_ref.analysis.plot import REMEDY, have_matplotlib
 from dcp_ref.bench import Point, random_model, sweep
 from dcp_ref.bench_parts import Attention, Linears
 from dcp_ref.runtime import native
@@ -19,7 +20,7 @@ from dcp_ref.weights import Model
 CONTEXTS, SHARES, ROUNDS = (64, 256, 512, 900), (0.0, 0.5, 0.8, 0.9), 5
 QUICK_CONTEXTS, QUICK_SHARES, QUICK_ROUNDS = (64, 256), (0.0, 0.8), 3
 ROWS = (1, 32, 64)  # of the matrix products alone
-NO_PLOT = "no plots without matplotlib: pip install matplotlib"
+NO_PLOT = f"no plots without matplotlib: {REMEDY}"
 
 
 def run(args: argparse.Namespace) -> None:
@@ -130,10 +131,10 @@ def _table(title: str, points: list[Point], cell: Any) -> list[str]:
 
 def plot(points: list[Point], path: Path) -> bool:
     """Tokens/s and cache bytes against the context's length; False, and nothing done, without matplotlib."""
-    try:
-        from matplotlib.figure import Figure  # an optional dependency
-    except ImportError:
+    if not have_matplotlib():
         return False
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 4), layout="constrained")
     speed, size = figure.subplots(1, 2)
     for rule, share in dict.fromkeys((p.rule, p.share_wanted) for p in points):

@@ -101,7 +101,7 @@ def test_the_table_and_the_files(capsys, small, tmp_path, monkeypatch):
     assert code == 0 and len(tables) == 3 * 4 and {len(row) for row in tables} == {4}
     assert tables[0] == ["| tokens/s at", "no scores", "0% dropped", "80% dropped |"]
     assert "Scoring, while nothing is dropped, takes " in out and "A step with 80% dropped is faster " in out
-    assert cli_bench.NO_PLOT in err
+    assert 'no plots without matplotlib: pip install "dcp-ref[plot]"' in err
     assert (tmp_path / "a" / "b" / "bench.md").read_text(encoding="utf-8") == out
     assert cli_bench.report(json.loads((tmp_path / "a" / "b" / "bench.json").read_text())) + "\n" == out
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from dcp_ref.analysis.sweep import BY_MODEL, LEARNED, Point
 
+REMEDY = 'pip install "dcp-ref[plot]"'  # without matplotlib
 STYLES = {  # label, colour, marker: colours of Okabe and Ito, which all can tell apart
     LEARNED: ("learned, by threshold", "#0072B2", "o"),
     BY_MODEL: ("learned, by model", "#56B4E9", "D"),
@@ -15,12 +16,19 @@ STYLES = {  # label, colour, marker: colours of Okabe and Ito, which all can tel
 }
 
 
-def check_matplotlib() -> None:
-    """Raises ValueError when it is missing."""
+def have_matplotlib() -> bool:
+    """Whether it can be imported, which is more than being there."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise ValueError('matplotlib is missing, and --out draws a plot: pip install "dcp-ref[plot]"') from None
+        return False
+    return True
+
+
+def check_matplotlib() -> None:
+    """Raises ValueError when it is missing."""
+    if not have_matplotlib():
+        raise ValueError(f"matplotlib is missing, and --out draws a plot: {REMEDY}")
 
 
 def plot(points: Sequence[Point], path: Path, title: str) -> None:

@@ -6,13 +6,25 @@ import pytest
 from training_tools import failing, result, run_settings
 
 from dcp_ref.training import loop, plot, train
+from dcp_ref.training.checkpoint import load_state
 
 
-def test_without_matplotlib_a_run_is_refused_before_it_begins(text, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ValueError, match=r"plot: matplotlib is missing: pip install .* or go on without"):
+@pytest.mark.parametrize("part", ["matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"])
+def test_without_a_matplotlib_that_works_a_run_is_refused(text, tmp_path, monkeypatch, part):
+    monkeypatch.setitem(sys.modules, part, None)
+    with pytest.raises(ValueError, match=r"plot: matplotlib cannot be imported \(.*\): pip install .*or go on without"):
         train(run_settings(text, tmp_path / "run", plot=True), progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_fails_to_draw_costs_no_steps(text, unbroken, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(plot, "draw", failing(plot.draw, 2, ZeroDivisionError(), after=False))
+        train(run_settings(text, tmp_path / "run", plot=True), progress=False)
+    assert load_state(tmp_path / "run").step == 6  # as many as were taken
+    train(run_settings(text, tmp_path / "run"), progress=False)
+    assert result(tmp_path / "run") == unbroken
 
 
 def test_running_means():

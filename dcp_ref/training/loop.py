@@ -99,12 +99,12 @@ def run(settings: TrainSettings, out: Path, state: State, pool: Pool, progress: 
                 row |= {"valid_perplexity": ppl, "share_kept": kept}
                 say(summary(row), progress)
             checkpoint.append_metrics(out, row | {"seconds": round(time.monotonic() - began, 3)})
-            if settings.plot and "valid_perplexity" in row:
-                plot.draw(out, settings.target_kept)
             bar.update()
             if last or stop or state.step % settings.save_every == 0:
                 weights.save(weights.Model(state.config, state.params, None), out)  # tokenizer.json stays
                 checkpoint.save_state(out, state)
+            if settings.plot and "valid_perplexity" in row:  # no failure to draw may cost what was learned
+                plot.draw(out, settings.target_kept)
             if stop:
                 raise KeyboardInterrupt
 

@@ -1,6 +1,5 @@
 """A picture of a run: what is in metrics.jsonl, over its steps."""
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,13 @@ MARK = {"color": "black", "linestyle": ":", "linewidth": 1}
 
 
 def check() -> None:
-    """Raises ValueError without matplotlib."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError('plot: matplotlib is missing: pip install "matplotlib>=3.8", or go on without plot')
+    """Raises ValueError without a matplotlib that works."""
+    try:
+        import matplotlib.backends.backend_agg  # what savefig needs
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f'plot: matplotlib cannot be imported ({error}): pip install "matplotlib>=3.8", '
+                         "or go on without plot") from None
 
 
 def draw(directory: Path, target_kept: float | None) -> None:

@@ -57,20 +57,20 @@ def test_train_takes_every_setting_as_an_option(capsys, monkeypatch):
     assert call(capsys, "train", "--text", "a", "--out", "m")[0] == 0
     assert given.pop() == TrainSettings(text=("a",), out="m")
     changed = dict(
-        text=("a", "b", "c"), out="m", valid=("d", "e"), config="{}", prune=True, int_n_embd=3, propagate_in_depth=True,
+        text=("a", "b", "c"), out="m", valid=("d", "e"), init="i", prune=True, int_n_embd=3, propagate_in_depth=True,
         int_delay=4, vocab_size=300, context=9, steps=3, batch=8, micro_batch=2, learning_rate=0.5, warmup=1,
         weight_decay=0.25, clip=2.5, gamma=0.75, seed=9, eval_every=4, eval_windows=6, save_every=7, threads=5,
         only_interaction=True, teacher="t", distill=0.5, target_kept=0.25, alpha_share=0.5, plot=True,
     )
-    assert {f.name for f in dataclasses.fields(TrainSettings)} == {*changed, "init"}
+    assert {f.name for f in dataclasses.fields(TrainSettings)} == {*changed, "config"}
     arguments = ["--text", "a", "b", "--text", "c", "--valid", "d", "--valid", "e"]
     for name, value in changed.items():
         if not isinstance(value, tuple):
             arguments += ["--" + name.replace("_", "-"), *[str(value)] * (value is not True)]
     assert call(capsys, "train", *arguments)[0] == 0
     assert given.pop() == TrainSettings(**changed)
-    assert call(capsys, "train", "--text", "a", "--out", "m", "--init", "tiny")[0] == 0
-    assert given.pop().init == "tiny"
+    assert call(capsys, "train", "--text", "a", "--out", "m", "--config", "{}")[0] == 0
+    assert given.pop().config == "{}"
 
 
 def test_train_and_use_the_model(capsys, tmp_path):

@@ -20,7 +20,7 @@ from dcp_ref.weights import INTERACTION, Model
 TOKENS = np.random.default_rng(1).integers(0, SMALL.vocab_size, 400)
 SETTINGS = TrainSettings(
     text=("unused",), out="unused", batch=4, micro_batch=2, steps=10, warmup=3, learning_rate=0.05, weight_decay=0.3,
-    clip=0.25, gamma=0.7, seed=5,
+    clip=0.25, prune=True, gamma=0.7, seed=5,
 )
 CONTEXT = 8
 
@@ -110,7 +110,7 @@ def test_a_step_steers_gamma_by_the_share_kept_at_alpha_inf(depth):
     config = dataclasses.replace(SMALL, propagate_in_depth=depth)
     state, old = state_before(5, config), state_before(5, config)
     state.steering = Steering(0.4, -0.5)
-    row = take_step(dataclasses.replace(SETTINGS, prune=True, target_kept=0.3), state)
+    row = take_step(dataclasses.replace(SETTINGS, target_kept=0.3), state)
     ids, targets = first_batch(5)
     kept = share_kept(forward(old.params, ids[:1], config), config)
     after, factor = steer(Steering(0.4, -0.5), kept, 0.3, 5, 10)

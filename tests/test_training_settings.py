@@ -1,15 +1,17 @@
 """Settings and texts that cannot work: each is named, before anything is written."""
 
+import json
 import math
 
 import pytest
 from training_tools import run_settings
 
+from dcp_ref import Config, load
 from dcp_ref.training import train
 
 
 @pytest.mark.parametrize("change", [{"steps": 9}, {"seed": 1}, {"gamma": 0.2}, {"micro_batch": 2}, {"prune": False},
-                                    {"target_kept": 0.3}, {"alpha_share": 0.5}, {"only_interaction": True}])
+                                    {"target_kept": 0.3}, {"alpha_share": 0.5}, {"int_delay": 1}])
 def test_other_settings_are_refused_on_resuming(text, tmp_path, change):
     train(run_settings(text, tmp_path / "run", steps=1), progress=False)
     (name,) = change
@@ -28,8 +30,7 @@ def test_other_settings_are_refused_on_resuming(text, tmp_path, change):
         ("nowhere", {"config": "nowhere.json"}), ("config", {"config": "{"}), ("n_embd", {"config": '{"n_embd": 7}'}),
         ("model_type is 'llama'", {"config": '{"model_type": "llama"}'}),
         ("config", {"config": "no.json"}), ("nowhere", {"init": "nowhere", "config": None}),
-        ("propagate_in_depth: .* without prune", {"prune": False, "propagate_in_depth": True}),
-        ("int_delay: .* without prune", {"prune": False, "int_delay": 1}), ("int_delay must be", {"int_delay": -1}),
+        ("out: the path is empty; give the directory", {"out": ""}), ("int_delay must be", {"int_delay": -1}),
         ("int_delay must be of type int", {"int_delay": 1.0}),
         ("prune: tiny has interaction", {"prune": False, "init": "tiny", "config": None, "context": 16}),
         ("prune: the config has interaction", {"prune": False, "config": '{"int_n_embd": 3}'}),
@@ -39,8 +40,15 @@ def test_other_settings_are_refused_on_resuming(text, tmp_path, change):
         ("context must be of type int", {"context": 16.0}), ("warmup must be of type int, not None", {"warmup": None}),
         ("gamma must be of type float, not 'x'", {"gamma": "x"}),
         ("clip must be of type float, not None", {"clip": None}), ("prune must be of type bool", {"prune": "no"}),
-        ("only_interaction: .* without prune", {"prune": False, "only_interaction": True}),
-        ("target_kept: .* without prune", {"prune": False, "target_kept": 0.2}),
+        *((f"{name}: .* without prune; give both", {"prune": False, name: value}) for name, value in [
+            ("int_n_embd", 4), ("propagate_in_depth", True), ("int_delay", 1), ("only_interaction", True),
+            ("gamma", 0.2), ("target_kept", 0.2), ("alpha_share", 0.5)]),
+        ("only_interaction: without init .* give both", {"only_interaction": True}),
+        ("int_n_embd is 4, but tiny .* of width 16; leave it out", {"int_n_embd": 4, "init": "tiny", "config": None}),
+        ("int_n_embd is 4, but the config .* of width 3", {"int_n_embd": 4, "config": '{"int_n_embd": 3}'}),
+        ("vocab_size is 270, but the tokenizer of tiny has 4096; leave one out", {"init": "tiny", "config": None}),
+        ("vocab_size is 270, but it has 300; leave one out", {"config": '{"vocab_size": 300}'}),
+        ("no field 'n_layers' .*'n_layer'.*, 'hidden' .*'hidden_size'", {"config": '{"n_layers": 2, "hidden": 2}'}),
         ("target_kept must be between 0 and 1, not 0", {"target_kept": 0}), ("target_kept", {"target_kept": 1.0}),
         ("target_kept", {"target_kept": math.nan}), ("target_kept must be of type float", {"target_kept": "x"}),
         ("gamma: with target_kept .* positive", {"target_kept": 0.2, "gamma": 0.0}),
@@ -54,7 +62,7 @@ def test_other_settings_are_refused_on_resuming(text, tmp_path, change):
 )
 def test_bad_settings_are_named_before_anything_is_written(text, tmp_path, message, change):
     with pytest.raises(ValueError, match=message):
-        train(run_settings(text, tmp_path / "run", **change), progress=False)
+        train(run_settings(text, **({"out": tmp_path / "run"} | change)), progress=False)
     assert not (tmp_path / "run").exists()
 
 
@@ -75,3 +83,19 @@ def test_text_too_short_to_hold_out_a_part_is_refused(tmp_path):
     path.write_text("the old man " * 30)
     with pytest.raises(ValueError, match=r"valid: .* too few"):
         train(run_settings(str(path), tmp_path / "run", valid=()), progress=False)
+
+
+def test_what_is_given_twice_and_is_the_same_is_taken(text, tmp_path):
+    config = Config(n_layer=1, n_head=1, n_embd=4, n_positions=16, int_n_embd=3, vocab_size=270, eos_token_id=0)
+    changes = {"int_n_embd": 3, "steps": 1}
+    train(run_settings(text, tmp_path / "run", config=json.dumps(config.to_dict()), **changes), progress=False)
+    assert load(tmp_path / "run").config == config
+    train(run_settings(text, tmp_path / "next", init=tmp_path / "run", config=None, **changes), progress=False)
+    assert load(tmp_path / "next").config == config
+
+
+def test_a_config_file_may_have_fields_of_other_programs(text, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"n_layer": 1, "n_head": 1, "n_embd": 4, "n_positions": 16, "attn_pdrop": 0.1}')
+    train(run_settings(text, tmp_path / "run", config=path, steps=1), progress=False)
+    assert load(tmp_path / "run").config.n_layer == 1

@@ -1,13 +1,14 @@
 """What a training run can be told."""
 
 import dataclasses
+import difflib
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from dcp_ref.config import Config
+from dcp_ref.config import ALIASES, Config
 
 MAY_CHANGE = ("out", "threads", "save_every", "eval_every", "plot")  # on resuming; all else would change the result
 
@@ -33,7 +34,7 @@ class TrainSettings:
     valid: tuple[str, ...] = option((), "text files to validate on; none: the last hundredth of the text's tokens")
     init: str | None = option(None, "start from this model and its tokenizer; none: random weights, a new tokenizer")
     config: str | None = option(
-        None, "without init: a config.json, or its text; its vocab_size and eos_token_id are not used"
+        None, "without init: a config.json, or its text; vocab_size and eos_token_id are the tokenizer's"
     )
     prune: bool = option(False, "learn to drop context, best from a dense init; adds interaction weights where needed")
     int_n_embd: int = option(16, "width of the interaction weights, where they are added")
@@ -106,11 +107,16 @@ class TrainSettings:
     def _check_combinations(self) -> None:
         if not self.text:
             raise ValueError("text: no file given")
+        if not self.out:  # Path("") would be the directory that we are in
+            raise ValueError("out: the path is empty; give the directory to make")
         if self.init is not None and self.config is not None:
             raise ValueError("config: the model in init has its own; give one of the two")
-        for name in ("propagate_in_depth", "int_delay", "only_interaction", "target_kept"):
-            if getattr(self, name) and not self.prune:
+        for name in ("int_n_embd", "propagate_in_depth", "int_delay", "only_interaction", "gamma", "target_kept",
+                     "alpha_share"):
+            if self._given(name) and not self.prune:
                 raise ValueError(f"{name}: nothing is dropped without prune; give both")
+        if self.only_interaction and self.init is None:
+            raise ValueError("only_interaction: without init all other weights would stay random; give both")
         if self.target_kept is not None and self.gamma == 0:
             raise ValueError("gamma: with target_kept it is where gamma starts, and must be positive, not 0")
         if self.distill != 1 and self.teacher is None:
@@ -118,24 +124,47 @@ class TrainSettings:
         if self.batch % self.micro_batch:
             raise ValueError(f"batch ({self.batch}) must be a multiple of micro_batch ({self.micro_batch})")
 
+    def _given(self, name: str) -> bool:
+        """Whether that is another value than the default."""
+        return bool(getattr(self, name) != getattr(type(self), name))
+
+    def check_vocab_size(self, size: int, source: str) -> None:
+        """Raises ValueError when another `vocab_size` was given than the one that is already set."""
+        if self._given("vocab_size") and self.vocab_size != size:
+            raise ValueError(f"vocab_size is {self.vocab_size}, but {source} has {size}; leave one out")
+
     def base_config(self) -> Config:
-        """What `config` says; without it, a model that a laptop trains in an hour."""
+        """What `config` says; without it, a model that a laptop trains in an hour.
+
+        Raises ValueError for one that cannot be used; in one given as text for a field that there is not, too.
+        """
         if self.config is None:
             return Config(n_layer=4, n_head=4, n_embd=128, n_positions=512)
         try:
             inline = self.config.lstrip().startswith("{")
             fields = json.loads(self.config if inline else Path(self.config).read_text(encoding="utf-8"))
-            return Config.from_dict(fields)
+            config = Config.from_dict(fields)
+            if inline:  # those of other programs are known by files, and have more fields
+                _check_known(fields)
+            if "vocab_size" in fields:
+                self.check_vocab_size(config.vocab_size, "it")
+            return config
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"config {self.config}: {error}") from error
 
     def with_pruning(self, config: Config) -> Config:
-        """`config` as this run trains it. Raises ValueError when it would train gates that `prune` does not ask for."""
+        """`config` as this run trains it.
+
+        Raises ValueError when it has gates already: ones that `prune` does not ask for, or of another width than given.
+        """
         if not self.prune:
             if config.int_n_embd is not None:
                 raise ValueError(f"prune: {self.init or 'the config'} has interaction weights (int_n_embd "
                                  f"{config.int_n_embd}), and a run would train them: give prune too")
             return config
+        if config.int_n_embd is not None and self._given("int_n_embd") and self.int_n_embd != config.int_n_embd:
+            raise ValueError(f"int_n_embd is {self.int_n_embd}, but {self.init or 'the config'} has interaction "
+                             f"weights already, of width {config.int_n_embd}; leave it out")
         depth = config.propagate_in_depth or self.propagate_in_depth
         delay = config.int_delay if self.int_delay is None else self.int_delay
         return dataclasses.replace(config, int_n_embd=config.int_n_embd or self.int_n_embd, propagate_in_depth=depth,
@@ -165,3 +194,11 @@ class TrainSettings:
     def to_dict(self) -> dict:
         """What settings.json holds."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+def _check_known(fields: dict) -> None:
+    known = [*Config().to_dict(), *ALIASES]
+    unknown = [f"{name!r} (the nearest is {difflib.get_close_matches(name, known, 1, 0)[0]!r})"
+               for name in fields if name not in known]
+    if unknown:
+        raise ValueError(f"there is no field {', '.join(unknown)}; correct it, or leave it out")

@@ -68,7 +68,8 @@ def test_bad_settings_are_named_before_anything_is_written(text, tmp_path, messa
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"good \xff bad", "not UTF-8 at byte 5"), (b"short", "text: .* too few"), (b"", "text: 0 tokens")],
+    [(b"good \xff bad", "not UTF-8 at byte 5"), (b"short", "text: .*bad.txt: .* too few .* more text"),
+     (b"", "text: .*bad.txt: 0 tokens are too few")],
 )
 def test_bad_text_is_named_before_anything_is_written(tmp_path, content, message):
     path = tmp_path / "bad.txt"
@@ -81,7 +82,7 @@ def test_bad_text_is_named_before_anything_is_written(tmp_path, content, message
 def test_text_too_short_to_hold_out_a_part_is_refused(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("the old man " * 30)
-    with pytest.raises(ValueError, match=r"valid: .* too few"):
+    with pytest.raises(ValueError, match=r"valid: the last hundredth .* too few .* give valid, files .* smaller"):
         train(run_settings(str(path), tmp_path / "run", valid=()), progress=False)
 
 
@@ -99,3 +100,9 @@ def test_a_config_file_may_have_fields_of_other_programs(text, tmp_path):
     path.write_text('{"n_layer": 1, "n_head": 1, "n_embd": 4, "n_positions": 16, "attn_pdrop": 0.1}')
     train(run_settings(text, tmp_path / "run", config=path, steps=1), progress=False)
     assert load(tmp_path / "run").config.n_layer == 1
+
+
+def test_a_short_file_to_validate_on_is_named(text, tmp_path):
+    (tmp_path / "short.txt").write_text("the sea")
+    with pytest.raises(ValueError, match=r"valid: .*short\.txt: .* tokens are too few .* give more text"):
+        train(run_settings(text, tmp_path / "run", valid=(tmp_path / "short.txt",)), progress=False)

@@ -15,7 +15,7 @@ TOKENIZER_PIECES = 16  # the vocabulary is learned from about so many pieces, sp
 HELD_OUT = 0.01  # share of the tokens that validate when there is no file for it
 
 
-def load_tokens(
+def read_texts(
     settings: TrainSettings, tokenizer: Tokenizer | None, context: int, pool: Executor
 ) -> tuple[Tokenizer, np.ndarray, np.ndarray]:
     """The tokenizer given, or else a new one, and the token ids to train and to validate on.
@@ -27,9 +27,12 @@ def load_tokens(
     tokenizer = tokenizer or train_tokenizer(documents, settings.vocab_size)
     tokens = tokenize(tokenizer, documents, pool)
     parts = (tokens, tokenize(tokenizer, held_out, pool)) if settings.valid else split(tokens)
-    for name, part in zip(("text", "valid"), parts, strict=True):
+    for name, paths, part in zip(("text", "valid"), (settings.text, settings.valid), parts, strict=True):
         if len(part) <= context:
-            raise ValueError(f"{name}: {len(part)} tokens are too few for a context of {context}")
+            source = ", ".join(paths) or "the last hundredth of the text, which is validated on"
+            remedy = "more text" if paths else "valid, files to validate on"
+            raise ValueError(f"{name}: {source}: {len(part)} tokens are too few for a context of {context}; "
+                             f"give {remedy}, or a smaller context")
     return tokenizer, *parts
 
 

@@ -68,7 +68,7 @@ def prepare(settings: TrainSettings, out: Path, pool: Pool) -> None:
     given = next((m.tokenizer for m in (model, teacher) if m is not None), None)
     if given is not None:
         settings.check_vocab_size(given.vocab_size, f"the tokenizer of {settings.init or settings.teacher}")
-    tokenizer, train_tokens, valid_tokens = data.load_tokens(settings, given, settings.context_of(config), pool)
+    tokenizer, train_tokens, valid_tokens = data.read_texts(settings, given, settings.context_of(config), pool)
     if model is None:
         size = tokenizer.vocab_size if teacher is None else teacher.config.vocab_size  # there may be ids of no token
         config = dataclasses.replace(config, vocab_size=size, eos_token_id=tokenizer.eos_id)

@@ -15,6 +15,8 @@ from dcp_ref.tokenizer import Tokenizer
 from dcp_ref.training import TrainingError, loop, step, train
 from dcp_ref.training import checkpoint as checkpoint_files
 
+ROW = b'{"step": 1, "cross_entropy": 1.5, "seconds": 2}'
+
 
 @pytest.mark.parametrize("file", ["train.npy", "checkpoint.safetensors", "model.safetensors", "metrics.jsonl"])
 def test_full_disk_leaves_the_last_checkpoint(text, unbroken, tmp_path, monkeypatch, file):
@@ -90,15 +92,19 @@ def test_a_kill_while_preparing_does_not_matter(text, unbroken, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [("metrics.jsonl", "x\n"), ("metrics.jsonl", "[1]\n"), ("settings.json", "")]
+    ("name", "content", "message"),
+    [("metrics.jsonl", content, rf"metrics\.jsonl, line {line}, cannot .*move the file away") for content, line in [
+        (b"x\n", 1), (b"[1]\n", 1), (b'{"step": 1}\n', 1), (b"\xff\n", 1), (ROW + b"\n" + ROW[:9] + b"\n", 2)]]
+    + [("settings.json", content, r"settings\.json is damaged .*: remove .*run, or begin in another")
+       for content in (b"", b"[]", b"{}", b'{"out": ""}', b"\xff", b"[" * 99999)],
 )
-def test_damaged_files_are_named(text, tmp_path, name, content):
+def test_damaged_files_are_named(text, tmp_path, name, content, message):
     train(run_settings(text, tmp_path / "run", steps=2), progress=False)
     state = checkpoint_files.load_state(tmp_path / "run")
     state.step = 1
     checkpoint_files.save_state(tmp_path / "run", state)
-    (tmp_path / "run" / name).write_text(content)
-    with pytest.raises((TrainingError, ValueError), match=name.replace(".", r"\.")):
+    (tmp_path / "run" / name).write_bytes(content)
+    with pytest.raises(TrainingError, match=message):
         train(run_settings(text, tmp_path / "run", steps=2), progress=False)
 
 

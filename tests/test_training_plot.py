@@ -5,7 +5,7 @@ import sys
 import pytest
 from training_tools import failing, result, run_settings
 
-from dcp_ref.training import loop, plot, train
+from dcp_ref.training import TrainingError, loop, plot, train
 from dcp_ref.training.checkpoint import load_state
 
 
@@ -57,3 +57,14 @@ def test_a_plot_may_be_asked_for_on_resuming(text, unbroken, tmp_path, monkeypat
         train(run_settings(text, tmp_path / "run"), progress=False)
     train(run_settings(text, tmp_path / "run", plot=True), progress=False)
     assert result(tmp_path / "run") == unbroken and (tmp_path / "run" / "metrics.png").exists()
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "is missing .*nothing to draw, go on without plot"),
+                                                  (b"x\n", r"line 1, cannot be read")])
+def test_a_finished_run_without_metrics_to_draw(text, tmp_path, content, message):
+    pytest.importorskip("matplotlib")
+    train(run_settings(text, tmp_path / "run", steps=1), progress=False)
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(TrainingError, match=r"metrics\.jsonl.*" + message):
+        train(run_settings(text, tmp_path / "run", steps=1, plot=True), progress=False)

@@ -1,7 +1,9 @@
 """Settings and texts that cannot work: each is named, before anything is written."""
 
+import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 from training_tools import run_settings
@@ -106,3 +108,17 @@ def test_a_short_file_to_validate_on_is_named(text, tmp_path):
     (tmp_path / "short.txt").write_text("the sea")
     with pytest.raises(ValueError, match=r"valid: .*short\.txt: .* tokens are too few .* give more text"):
         train(run_settings(text, tmp_path / "run", valid=(tmp_path / "short.txt",)), progress=False)
+
+
+def test_paths_may_be_spelt_in_another_way_on_resuming(text, tmp_path, monkeypatch):
+    directory, name = Path(text).parent, Path(text).name
+    train(run_settings(text, tmp_path / "start", steps=1), progress=False)
+    settings = run_settings(text, tmp_path / "run", init=tmp_path / "start", config=None, steps=1)
+    train(settings, progress=False)
+    monkeypatch.chdir(directory)
+    start = f"{tmp_path}/./start/"
+    train(dataclasses.replace(settings, text=(name,), valid=("./" + name,), init=start), progress=False)
+    with pytest.raises(ValueError, match=r"text is .*begun with"):
+        train(dataclasses.replace(settings, text=("../" + name,)), progress=False)
+    with pytest.raises(ValueError, match="init is None"):
+        train(dataclasses.replace(settings, init=None), progress=False)

@@ -76,6 +76,18 @@ def load_state(directory: Path) -> State:
         raise TrainingError(f"{directory / CHECKPOINT} cannot be read ({error}): start afresh elsewhere") from error
 
 
+def load_settings(directory: Path) -> dict:
+    """What settings.json holds; raises TrainingError when that is not what a run wrote."""
+    path = directory / SETTINGS
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(stored, dict) or "text" not in stored:
+            raise ValueError("no settings of a run")
+        return stored
+    except (ValueError, RecursionError) as error:
+        raise TrainingError(f"{path} is damaged ({error}): remove {directory}, or begin in another out") from error
+
+
 def load_tokens(path: Path) -> np.ndarray:
     """The token ids in train.npy or valid.npy, mapped; raises TrainingError when they are not there."""
     try:
@@ -95,14 +107,26 @@ def append_metrics(directory: Path, row: dict) -> None:
         os.fsync(file.fileno())  # no checkpoint may be ahead of its rows
 
 
+def load_metrics(directory: Path) -> list[dict]:
+    """The rows of metrics.jsonl, none without one; raises TrainingError naming a line that is no row of a run."""
+    path = directory / METRICS
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if line.endswith(b"\n"):  # else a kill has cut it
+                rows.append(json.loads(line))
+                if not all(isinstance(rows[-1][name], (int, float)) for name in ("step", "seconds", "cross_entropy")):
+                    raise ValueError("no row of a run")
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise TrainingError(f"{path}, line {number}, cannot be read ({error}): correct it, or move the file away "
+                                "to go on without it") from error
+    return rows
+
+
 def truncate_metrics(directory: Path, step: int) -> float:
     """Keep the rows of the first `step` steps. Returns the seconds they took."""
-    path = directory / METRICS
-    try:
-        rows = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        rows = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= step]
-    except (ValueError, LookupError, TypeError) as error:
-        raise TrainingError(f"{path} cannot be read ({error}): move it away to go on without it") from error
+    rows = [row for row in load_metrics(directory) if row["step"] <= step]
     with files.replacing(directory) as temporary:
-        (temporary / METRICS).write_text("".join(rows), encoding="utf-8")
-    return json.loads(rows[-1])["seconds"] if rows else 0.0
+        (temporary / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return rows[-1]["seconds"] if rows else 0.0

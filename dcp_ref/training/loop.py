@@ -33,7 +33,7 @@ def train(settings: TrainSettings, progress: bool = True) -> None:
     out = Path(settings.out)
     with Pool(settings.threads or os.cpu_count() or 1) as pool, kept_memory(), explained_disk_errors(out):
         if (out / checkpoint.SETTINGS).exists():
-            settings.check_same(files.read_json(out / checkpoint.SETTINGS))
+            settings.check_same(checkpoint.load_settings(out))
         else:
             refuse_other_files(out)
         if settings.plot:

@@ -1,11 +1,10 @@
 """A picture of a run: what is in metrics.jsonl, over its steps."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from dcp_ref import files
-from dcp_ref.training.checkpoint import METRICS, PLOT
+from dcp_ref.training.checkpoint import METRICS, PLOT, TrainingError, load_metrics
 
 FAINT = {"color": "tab:blue", "alpha": 0.3, "linewidth": 0.8}
 MEASURED = {"color": "tab:orange", "marker": "o", "markersize": 3}
@@ -23,10 +22,12 @@ def check() -> None:
 
 
 def draw(directory: Path, target_kept: float | None) -> None:
-    """Write metrics.png beside metrics.jsonl: a panel for each number that the run has."""
+    """Write metrics.png beside metrics.jsonl: a panel for each number that the run has. Raises TrainingError."""
     from matplotlib.figure import Figure  # an optional dependency
 
-    rows = [json.loads(row) for row in (directory / METRICS).read_text(encoding="utf-8").splitlines()]
+    rows = load_metrics(directory)
+    if not rows:
+        raise TrainingError(f"{directory / METRICS} is missing or empty: there is nothing to draw, go on without plot")
     figure = Figure(figsize=(12, 6.5), layout="constrained")
     loss, perplexity, kept, alpha, gamma, rate = figure.subplots(2, 3, sharex=True).flat
     figure.suptitle(directory.resolve().name)

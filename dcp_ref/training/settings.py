@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args
 from dcp_ref.config import ALIASES, Config
 
 MAY_CHANGE = ("out", "threads", "save_every", "eval_every", "plot")  # on resuming; all else would change the result
+PATHS = ("text", "valid", "init", "teacher")
 
 Value = TypeVar("Value")
 
@@ -181,11 +182,12 @@ class TrainSettings:
     def check_same(self, stored: dict) -> None:
         """Raises ValueError when a run that began with the `stored` settings cannot go on with these.
 
-        An option that is not stored is younger than the run, which had its default.
+        An option that is not stored is younger than the run, which had its default. Paths may be spelt in other ways.
         """
         stored = {f.name: f.default for f in dataclasses.fields(self)} | stored
         for name, value in self.to_dict().items():
-            if name not in MAY_CHANGE and stored[name] != value:
+            same = _resolved(stored[name]) == _resolved(value) if name in PATHS else stored[name] == value
+            if name not in MAY_CHANGE and not same:
                 raise ValueError(
                     f"{name} is {value!r}, but {self.out} was begun with {stored[name]!r}: "
                     "give that again to resume, or another out directory to start afresh"
@@ -194,6 +196,13 @@ class TrainSettings:
     def to_dict(self) -> dict:
         """What settings.json holds."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+def _resolved(paths: Any) -> Any:
+    """A path, or each of a list, without links and dots; None stays."""
+    if isinstance(paths, list):
+        return [_resolved(path) for path in paths]
+    return Path(paths).resolve() if isinstance(paths, str) else paths
 
 
 def _check_known(fields: dict) -> None:

@@ -64,6 +64,16 @@ def test_a_teacher_that_went_away_or_changed_is_named_on_resuming(text, dense, t
     state = checkpoint_files.load_state(out)
     state.step = 1
     checkpoint_files.save_state(out, state)
+    model = weights.load(teacher)
+    changed = {name: p.copy() for name, p in model.params.items()}
+    changed["ln_f.bias"][-1] += 1e-3
+    weights.save(model._replace(params=changed), teacher)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    refused(settings, "teacher: .*teacher has other weights than when .*run was begun: put those back")
+    assert before == {path: path.read_bytes() for path in out.iterdir()}
+    weights.save(model, teacher)
+    train(settings, progress=False)
+    checkpoint_files.save_state(out, state)
     Tokenizer.train(["eleven elves levelled hills " * 9], 270).save(teacher)
     refused(settings, "another vocabulary")
     shutil.rmtree(teacher)

@@ -94,7 +94,7 @@ def test_a_run_begun_before_an_option_existed_goes_on(text, unbroken, tmp_path, 
         patch.setattr(loop, "train_step", failing(loop.train_step, 4, ZeroDivisionError("killed")))
         train(run_settings(text, out), progress=False)
     stored = json.loads((out / "settings.json").read_text())
-    for name in ("only_interaction", "teacher", "distill", "target_kept", "alpha_share", "plot"):
+    for name in ("only_interaction", "teacher", "distill", "target_kept", "alpha_share", "plot", "teacher_sha256"):
         del stored[name]
     (out / "settings.json").write_text(json.dumps(stored))
     path = out / "checkpoint.safetensors"

@@ -1,6 +1,6 @@
 """The files of a training run. Each is replaced as a whole, so that a kill at any moment leaves a state to resume.
 
-    settings.json                          written first: the directory belongs to this run
+    settings.json                          written first: the directory is this run's; and which weights teach
     tokenizer.json, train.npy, valid.npy   made once, before the first step
     checkpoint.safetensors                 step, config, parameters and optimizer state: what a run resumes from
     metrics.jsonl                          one row a step; those beyond the checkpoint go when a run resumes

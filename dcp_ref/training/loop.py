@@ -74,8 +74,9 @@ def prepare(settings: TrainSettings, out: Path, pool: Pool) -> None:
         config = dataclasses.replace(config, vocab_size=size, eos_token_id=tokenizer.eos_id)
     teaching.check(settings, teacher, config, tokenizer)
     params = weights.init_params(config, settings.seed) | ({} if model is None else model.params)
+    stored = settings.to_dict() | {teaching.FINGERPRINT: teaching.fingerprint(teacher)}
     with files.replacing(out) as temporary:
-        (temporary / checkpoint.SETTINGS).write_text(json.dumps(settings.to_dict(), indent=1), encoding="utf-8")
+        (temporary / checkpoint.SETTINGS).write_text(json.dumps(stored, indent=1), encoding="utf-8")
     with files.replacing(out) as temporary:
         tokenizer.save(temporary)
         np.save(temporary / "train.npy", train_tokens)
@@ -88,6 +89,7 @@ def run(settings: TrainSettings, out: Path, state: State, pool: Pool, progress: 
     tokens, valid = (checkpoint.load_tokens(out / name) for name in ("train.npy", "valid.npy"))
     context, teacher = settings.context_of(state.config), teaching.load(settings)
     teaching.check(settings, teacher, state.config, Tokenizer.from_directory(out))
+    teaching.check_unchanged(settings, teacher, checkpoint.load_settings(out))
     for unfinished in out.glob(".saving-*"):  # what a kill while saving leaves
         shutil.rmtree(unfinished)
     began = time.monotonic() - checkpoint.truncate_metrics(out, state.step)

@@ -1,9 +1,15 @@
 """The dense model whose next-token distribution a run also learns."""
 
-from dcp_ref import weights
+import hashlib
+
+import numpy as np
+
+from dcp_ref import files, weights
 from dcp_ref.config import Config
 from dcp_ref.tokenizer import Tokenizer
 from dcp_ref.training.settings import TrainSettings
+
+FINGERPRINT = "teacher_sha256"  # where settings.json has it
 
 
 def load(settings: TrainSettings) -> weights.Model | None:
@@ -31,3 +37,25 @@ def check(settings: TrainSettings, teacher: weights.Model | None, config: Config
     if context > teacher.config.n_positions:
         raise ValueError(f"context: {context} tokens a sequence are more than the n_positions "
                          f"({teacher.config.n_positions}) of the teacher {settings.teacher}; give a smaller context")
+
+
+def fingerprint(teacher: weights.Model | None) -> str | None:
+    """SHA-256 of its weights: a run has to go on with those that it began with."""
+    if teacher is None:
+        return None
+    digest = hashlib.sha256()
+    for array in teacher.params.values():
+        digest.update(np.ravel(array).view(np.uint8).data)
+        files.forget(array)
+    return digest.hexdigest()
+
+
+def check_unchanged(settings: TrainSettings, teacher: weights.Model | None, stored: dict) -> None:
+    """Raises ValueError when the teacher has other weights than when the run began that wrote `stored`, its settings.
+
+    A run that stored no fingerprint is older than they are.
+    """
+    own = fingerprint(teacher)
+    if stored.get(FINGERPRINT, own) != own:
+        raise ValueError(f"teacher: {settings.teacher} has other weights than when {settings.out} was begun: put those "
+                         "back to resume, or give another out directory to start afresh")

@@ -1,11 +1,13 @@
 """Training runs: stopped in every way, they end as an unbroken one does."""
 
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from training_tools import STEPS, failing, result, run_settings, write_text
 
 from dcp_ref import Config, weights
-from dcp_ref.training import TrainSettings, loop, perplexity, train
+from dcp_ref.training import TrainSettings, data, loop, perplexity, train
 from dcp_ref.training import checkpoint as checkpoint_files
 
 
@@ -117,7 +119,7 @@ def test_run_killed_by_the_system_resumes_to_the_same_result(text, unbroken, tmp
             while rows < wanted and process.poll() is None:
                 time.sleep(0.002)
                 rows = (out / "metrics.jsonl").read_bytes().count(b"\n") if (out / "metrics.jsonl").exists() else 0
-            process.send_signal(signal.SIGKILL)
+            process.send_signal(signal.SIGKILL)  # no lock outlives it
     train(run_settings(text, out), progress=False)
     assert result(out) == unbroken
     assert not list(out.glob(".*"))
@@ -162,3 +164,38 @@ def test_finished_run_is_left_alone(text, tmp_path, capsys):
     train(run_settings(text, tmp_path / "run", steps=2, threads=1))
     assert "already finished (2 steps)" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir()}
+
+
+@pytest.mark.parametrize(("owner", "name"), [(data, "read_texts"), (loop, "train_step")])
+def test_a_second_run_into_the_same_directory_is_refused(text, unbroken, tmp_path, monkeypatch, owner, name):
+    """While the first prepares, and while it trains; the first goes on, and nothing is left locked."""
+    out, real, refused = tmp_path / "run", getattr(owner, name), []
+
+    def while_running(*args):
+        if not refused:
+            with pytest.raises(ValueError, match=r"another run is training into .*run: wait for its end") as error:
+                train(run_settings(text, out), progress=False)
+            refused.append(error)
+        return real(*args)
+
+    monkeypatch.setattr(owner, name, while_running)
+    train(run_settings(text, out), progress=False)
+    assert refused and result(out) == unbroken
+    train(run_settings(text, out), progress=False)
+
+
+NO_LOCKS = types.SimpleNamespace(flock=failing(print, 1, OSError(errno.EBADF, ""), after=False), LOCK_EX=2, LOCK_NB=4)
+
+
+@pytest.mark.parametrize("fcntl", [None, NO_LOCKS])
+def test_where_nothing_can_be_locked_a_run_goes_on(text, unbroken, tmp_path, monkeypatch, fcntl):
+    monkeypatch.setattr(checkpoint_files, "fcntl", fcntl)
+    train(run_settings(text, tmp_path / "run"), progress=False)
+    assert result(tmp_path / "run") == unbroken
+
+
+def test_a_run_that_is_refused_leaves_none_of_the_directories_that_it_made(text, tmp_path):
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ValueError, match="too few"):
+        train(run_settings(text, tmp_path / "mine" / "new" / "run", config=None, valid=()), progress=False)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"]

@@ -8,8 +8,10 @@
     config.json, model.safetensors         the model, for dcp_ref.load; rewritten before each checkpoint
 """
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,12 +25,50 @@ from dcp_ref.training.optimizer import Params
 from dcp_ref.training.target import Steering
 from dcp_ref.weights import INTERACTION
 
+try:
+    import fcntl
+except ImportError:  # no Unix
+    fcntl = None  # type: ignore[assignment]
+
 CHECKPOINT, SETTINGS, METRICS, PLOT = "checkpoint.safetensors", "settings.json", "metrics.jsonl", "metrics.png"
 FILES = (CHECKPOINT, METRICS, PLOT, "tokenizer.json", "train.npy", "valid.npy", "config.json", "model.safetensors")
 
 
 class TrainingError(RuntimeError):
     """A run that had to stop; its directory still holds the last checkpoint."""
+
+
+@contextlib.contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Inside, no other run may use `directory`, which is made, and removed again if nothing was written there.
+
+    The lock is the system's and on the directory itself: it ends with the process, and leaves no file. Where the system
+    or its disk knows no locks, nothing is locked. Raises ValueError while another run has it.
+    """
+    made = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        _lock(handle, directory)
+        try:
+            yield
+        finally:
+            for path in made:
+                with contextlib.suppress(OSError):  # it is not empty
+                    path.rmdir()
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, directory: Path) -> None:
+    try:
+        if fcntl is not None:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"out: another run is training into {directory}: wait for its end, or give another out "
+                         "directory") from None
+    except OSError:  # such as some network disks
+        pass
 
 
 @dataclass

@@ -31,7 +31,8 @@ def train(settings: TrainSettings, progress: bool = True) -> None:
     to stop: the disk is full, or the loss is not finite. Ctrl-C saves the state after the step under way.
     """
     out = Path(settings.out)
-    with Pool(settings.threads or os.cpu_count() or 1) as pool, kept_memory(), explained_disk_errors(out):
+    threads = settings.threads or os.cpu_count() or 1
+    with Pool(threads) as pool, kept_memory(), explained_disk_errors(out), checkpoint.alone(out):
         if (out / checkpoint.SETTINGS).exists():
             settings.check_same(checkpoint.load_settings(out))
         else:

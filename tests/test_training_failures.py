@@ -74,6 +74,14 @@ def test_loss_or_gradient_that_is_not_finite_stops_the_run(text, tmp_path, monke
     assert all(np.isfinite(p).all() for p in state.params.values())
 
 
+@pytest.mark.parametrize(("micro_batch", "rate"), [(1, 1e3), (4, 1e8)])
+def test_a_run_that_diverges_says_so_and_nothing_else(text, tmp_path, micro_batch, rate):
+    """On threads and without; NumPy's warnings would be errors here."""
+    with pytest.raises(TrainingError, match=r"step \d+: the loss is (nan|inf)"):
+        train(run_settings(text, tmp_path / "run", learning_rate=rate, steps=20, micro_batch=micro_batch),
+              progress=False)
+
+
 @pytest.mark.parametrize("name", checkpoint_files.FILES)
 def test_files_that_are_not_of_this_run_are_not_overwritten(text, tmp_path, name):
     (tmp_path / name).write_text("precious")

@@ -14,7 +14,11 @@ from dcp_ref.training.settings import TrainSettings
 from dcp_ref.training.target import steer
 from dcp_ref.weights import Model
 
+# What is not finite stops the run, with a message; NumPy's warnings before it say less. Each thread has to be told.
+quiet = np.errstate(over="ignore", invalid="ignore")
 
+
+@quiet
 def train_step(
     settings: TrainSettings, state: State, tokens: np.ndarray, context: int, pool: Pool, teacher: Model | None = None
 ) -> dict:
@@ -62,6 +66,7 @@ def batch_gradients(
     """
     kernels = native.kernels(threads=1)  # beside one another, or beside BLAS's threads, which wait by spinning
 
+    @quiet
     def part(start: int) -> tuple[tuple, Params]:
         rows = slice(start, start + size)
         wanted = None if teacher is None else forward(teacher.params, ids[rows], teacher.config).logits
@@ -83,6 +88,7 @@ def batch_gradients(
     return loss * share, total
 
 
+@quiet
 def perplexity(
     params: Params, config: Config, tokens: np.ndarray, context: int, windows: int, *, pool: Pool | None = None
 ) -> tuple[float, float]:
@@ -94,6 +100,7 @@ def perplexity(
     if context < 2 or len(tokens) <= context:
         raise ValueError(f"context is {context}: it must be at least 2, and less than the {len(tokens)} tokens")
 
+    @quiet
     def measure(start: int) -> tuple[float, float]:
         ids, targets = data.windows(tokens, np.array([start]), context)
         result = forward(params, ids, config)

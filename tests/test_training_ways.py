@@ -88,6 +88,17 @@ def test_the_share_wanted_is_kept(text, tmp_path, target):
     assert len({row["gamma"] for row in rows}) > 200
 
 
+@pytest.mark.parametrize(("kept", "target", "line"), [
+    (0.13, 0.5, "wanted 50.0% of the context, kept 13.0%: more steps"), (1.0, 0.5, "kept 100.0%: more steps"),
+    (0.41, 0.5, None), (0.59, 0.5, None), (0.06, 0.05, None), (0.065, 0.05, "wanted 5.0%"), (0.1, None, None)])
+def test_a_share_far_from_the_one_wanted_is_told_at_the_end(text, tmp_path, monkeypatch, capsys, kept, target, line):
+    monkeypatch.setattr(loop, "perplexity", lambda *_, **__: (9.0, kept))
+    train(run_settings(text, tmp_path / "run", target_kept=target, steps=4))
+    said = capsys.readouterr().out.splitlines()
+    assert [row[:7] for row in said[:2]] == ["step 3:", "step 4:"] and len(said) == 2 + (line is not None)
+    assert line is None or line in said[-1]
+
+
 def test_a_run_begun_before_an_option_existed_goes_on(text, unbroken, tmp_path, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):

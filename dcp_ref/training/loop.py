@@ -112,6 +112,10 @@ def run(settings: TrainSettings, out: Path, state: State, pool: Pool, progress: 
                 plot.draw(out, settings.target_kept)
             if stop:
                 raise KeyboardInterrupt
+    target = settings.target_kept
+    if target is not None and abs(kept - target) > target / 5:
+        say(f"wanted {target:.1%} of the context, kept {kept:.1%}: more steps, or another gamma to start from, come "
+            "nearer", progress)
 
 
 @contextmanager

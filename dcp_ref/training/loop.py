@@ -27,8 +27,9 @@ from dcp_ref.training.step import perplexity, train_step
 def train(settings: TrainSettings, progress: bool = True) -> None:
     """Train a model, or go on with a run that was stopped: the result is the same, bit for bit.
 
-    Raises ValueError for settings that cannot work, before anything is written, and TrainingError when the run has
-    to stop: the disk is full, or the loss is not finite. Ctrl-C saves the state after the step under way.
+    Raises ValueError for settings that cannot work and while another run has `out`, before anything is written, and
+    TrainingError when the run has to stop: the disk is full, or the loss is not finite. Ctrl-C
+    saves the state after the step under way.
     """
     out = Path(settings.out)
     threads = settings.threads or os.cpu_count() or 1

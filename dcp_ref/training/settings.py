@@ -38,17 +38,17 @@ class TrainSettings:
         None, "without init: a config.json, or its text; vocab_size and eos_token_id are the tokenizer's"
     )
     prune: bool = option(False, "learn to drop context, best from a dense init; adds interaction weights where needed")
-    int_n_embd: int = option(16, "width of the interaction weights, where they are added")
+    int_n_embd: int = option(16, "with prune: width of the interaction weights, where they are added")
     propagate_in_depth: bool = option(False, "with prune: what one layer drops, later ones drop too")
     int_delay: int | None = option(
         None, "with prune: steps a token is safe before it can be dropped; none: what init or config says, else 0"
     )
-    only_interaction: bool = option(False, "with prune: train the interaction weights, leave all others as they are")
+    only_interaction: bool = option(False, "with prune and init: train the interaction weights, leave all others")
     teacher: str | None = option(
         None, "a dense model whose next-token distribution is learned too; without init, its tokenizer is used"
     )
     distill: float = option(1.0, "with teacher: weight of KL(teacher || student)")
-    vocab_size: int = option(4096, "tokens of a new tokenizer, at most")
+    vocab_size: int = option(4096, "tokens of a new tokenizer, at most; init and teacher have theirs")
     context: int | None = option(None, "tokens a sequence; none: n_positions")
     steps: int = option(2000, "steps of the optimizer in all")
     batch: int = option(16, "sequences a step; memory does not grow with it")
@@ -60,9 +60,9 @@ class TrainSettings:
     warmup: int = option(100, "steps to reach the peak")
     weight_decay: float = option(0.1, "of the weight matrices, as in AdamW")
     clip: float = option(1.0, "longest gradient")
-    gamma: float = option(0.1, "weight of the sparsity loss; with target_kept only the first")
+    gamma: float = option(0.1, "with prune: weight of the sparsity loss; with target_kept only the first")
     target_kept: float | None = option(None, "with prune: steer gamma so that this share of the context is kept")
-    alpha_share: float = option(1.0, "share of the steps over which alpha rises from 1 to 8, where it stays")
+    alpha_share: float = option(1.0, "with prune: share of the steps over which alpha rises from 1 to 8, and stays")
     seed: int = option(0, "of the initial weights and of the batches")
     eval_every: int = option(250, "steps from one validation to the next")
     eval_windows: int = option(32, "sequences of the validation text")

@@ -110,6 +110,15 @@ def test_resumed_run_equals_an_unbroken_one(text, unbroken, tmp_path_factory, st
     assert result(out) == unbroken
 
 
+def test_a_run_may_end_early_and_go_on(text, unbroken, tmp_path):
+    out = tmp_path / "run"
+    for stop_at in (3, 3, 6):
+        train(run_settings(text, out, stop_at=stop_at), progress=False)
+        assert result(out)[2] == unbroken[2][:stop_at] and weights.load(out).tokenizer is not None
+    train(run_settings(text, out), progress=False)
+    assert result(out) == unbroken
+
+
 def test_run_killed_by_the_system_resumes_to_the_same_result(text, unbroken, tmp_path):
     out = tmp_path / "run"
     code = f"from dcp_ref.training import *; train(TrainSettings(**{run_settings(text, out).to_dict()!r}))"

@@ -85,14 +85,14 @@ def runs(sweep: Sweep, tokens: np.ndarray, context: int, stride: int, progress: 
     rows = rows_at(len(tokens), context, stride)
     few = tokens[: SPLIT_WINDOWS * context + 1]
     for rule in rules.RULES:
-        fitting = {}  # a short context has one policy for two shares
+        best = []
         for share in SHARES:
             made = rules.sized(rule, share, rows)
-            found = {policy: evaluate(Engine(sweep.base[1], policy=policy, **options), few, context, stride,
-                                      progress=f"trying {policy}" if progress else None).perplexity
-                     for policy in made if len(made) > 1}
-            fitting[min(found, key=found.__getitem__, default=made[0])] = None
-        result += [Run(rule, *sweep.base, policy) for policy in fitting]
+            tried = [evaluate(Engine(sweep.base[1], policy=policy, **options), few, context, stride,
+                              progress=f"trying {policy}" if progress else None).perplexity
+                     for policy in (made if len(made) > 1 else [])]
+            best.append(made[np.argmin(tried)] if tried else made[0])
+        result += [Run(rule, *sweep.base, policy) for policy in dict.fromkeys(best)]  # shares may have the same
     return result
 
 

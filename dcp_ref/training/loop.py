@@ -45,7 +45,7 @@ def train(settings: TrainSettings, progress: bool = True) -> None:
                 raise TrainingError(f"{out / checkpoint.CHECKPOINT} is gone: start afresh elsewhere")
             prepare(settings, out, pool)
         state = checkpoint.load_state(out)
-        if state.step == settings.steps:
+        if state.step >= settings.end:
             say(f"{out}: already finished ({state.step} steps)", progress)
             if settings.plot:
                 plot.draw(out, settings.target_kept)
@@ -95,11 +95,11 @@ def run(settings: TrainSettings, out: Path, state: State, pool: Pool, progress: 
     for unfinished in out.glob(".saving-*"):  # what a kill while saving leaves
         shutil.rmtree(unfinished)
     began = time.monotonic() - checkpoint.truncate_metrics(out, state.step)
-    bar = tqdm(initial=state.step, total=settings.steps, unit="step", disable=None if progress else True)
+    bar = tqdm(initial=state.step, total=settings.end, unit="step", disable=None if progress else True)
     with bar, interrupt_between_steps() as interrupted:
-        while state.step < settings.steps:
+        while state.step < settings.end:
             row = train_step(settings, state, tokens, context, pool, teacher)
-            last, stop = state.step == settings.steps, interrupted()
+            last, stop = state.step == settings.end, interrupted()
             if last or state.step % settings.eval_every == 0:
                 ppl, kept = perplexity(state.params, state.config, valid, context, settings.eval_windows, pool=pool)
                 row |= {"valid_perplexity": ppl, "share_kept": kept}

@@ -10,7 +10,8 @@ from typing import Any, TypeVar, get_args
 
 from dcp_ref.config import ALIASES, Config
 
-MAY_CHANGE = ("out", "threads", "save_every", "eval_every", "plot")  # on resuming; all else would change the result
+# On resuming; all else would change the result.
+MAY_CHANGE = ("out", "threads", "save_every", "eval_every", "plot", "stop_at")
 PATHS = ("text", "valid", "init", "teacher")
 
 Value = TypeVar("Value")
@@ -35,7 +36,7 @@ class TrainSettings:
     valid: tuple[str, ...] = option((), "text files to validate on; none: the last hundredth of the text's tokens")
     init: str | None = option(None, "start from this model and its tokenizer; none: random weights, a new tokenizer")
     config: str | None = option(
-        None, "without init: a config.json, or its text; vocab_size and eos_token_id are the tokenizer's"
+        None, "without init: a config.json, or its text; its vocab_size and eos_token_id are not used"
     )
     prune: bool = option(False, "learn to drop context, best from a dense init; adds interaction weights where needed")
     int_n_embd: int = option(16, "with prune: width of the interaction weights, where they are added")
@@ -50,7 +51,8 @@ class TrainSettings:
     distill: float = option(1.0, "with teacher: weight of KL(teacher || student)")
     vocab_size: int = option(4096, "tokens of a new tokenizer, at most; init and teacher have theirs")
     context: int | None = option(None, "tokens a sequence; none: n_positions")
-    steps: int = option(2000, "steps of the optimizer in all")
+    steps: int = option(2000, "steps of the optimizer in all; what learning rate and alpha follow")
+    stop_at: int | None = option(None, "end after so many of them; with a later one the run goes on")
     batch: int = option(16, "sequences a step; memory does not grow with it")
     micro_batch: int = option(
         1, "sequences that one thread takes at once: gradients of batch / micro_batch such parts are added up; "
@@ -87,7 +89,7 @@ class TrainSettings:
 
     def _check_numbers(self) -> None:
         positive = ("int_n_embd", "steps", "batch", "micro_batch", "learning_rate", "clip", "distill", "alpha_share",
-                    "eval_every", "eval_windows", "save_every", "threads")
+                    "eval_every", "eval_windows", "save_every", "threads", "stop_at")
         for name in positive:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -125,6 +127,11 @@ class TrainSettings:
         if self.batch % self.micro_batch:
             raise ValueError(f"batch ({self.batch}) must be a multiple of micro_batch ({self.micro_batch})")
 
+    @property
+    def end(self) -> int:
+        """The step after which this run ends."""
+        return min(self.steps, self.stop_at or self.steps)
+
     def _given(self, name: str) -> bool:
         """Whether that is another value than the default."""
         return bool(getattr(self, name) != getattr(type(self), name))
@@ -147,8 +154,6 @@ class TrainSettings:
             config = Config.from_dict(fields)
             if inline:  # those of other programs are known by files, and have more fields
                 _check_known(fields)
-            if "vocab_size" in fields:
-                self.check_vocab_size(config.vocab_size, "it")
             return config
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"config {self.config}: {error}") from error

@@ -8,8 +8,8 @@ from models import moderate_model
 from test_perplexity import MODEL, TOKENS
 
 from dcp_ref import Engine, policies
-from dcp_ref.analysis import sweep
-from dcp_ref.analysis.perplexity import evaluate
+from dcp_ref.analysis import rules, sweep
+from dcp_ref.analysis.perplexity import evaluate, rows_at
 from dcp_ref.analysis.sweep import Sweep
 
 OTHER = moderate_model(seed=1)
@@ -24,7 +24,7 @@ def test_every_point():
         ("dense", "plain", 0), ("learned", "one", -0.5), ("learned", "one", 0), ("learned", "one", 1.5),
         ("learned, by model", "two", 0)]
     assert {p.rule for p in points[5:]} == {"window", "strided", "sinks", "heavy_hitters"}
-    assert all(p.model == "plain" for p in points[5:]) and len(points) == 5 + 15  # sinks have one size for two
+    assert all(p.model == "plain" for p in points[5:]) and len(points) == 5 + 16
     for p in points:
         engine = Engine(MODELS[p.model], policy=policies.parse(p.policy), threshold=p.threshold)
         found = evaluate(engine, TOKENS, 40, 30)
@@ -39,6 +39,16 @@ def test_thresholds_are_looked_for():
     assert len(found) == len(sweep.LEARNED_SHARES) + 1 and 0.0 in found and found == sorted(found)
     kept = [evaluate(Engine(MODEL, threshold=t), TOKENS, 100).share_kept for t in found]
     assert kept[0] == 1 and kept == sorted(kept, reverse=True) and kept[-1] < 0.02
+
+
+def test_each_rule_is_split_as_is_best_on_the_first_windows(monkeypatch):
+    monkeypatch.setattr(sweep, "SPLIT_WINDOWS", 2)
+    runs = sweep.runs(Sweep(None, [], ("plain", PLAIN)), TOKENS, 40, 40)
+    rows = rows_at(len(TOKENS), 40, 40)
+    for rule in ("strided", "sinks", "heavy_hitters"):
+        [chosen] = {run.policy for run in runs if run.rule == rule} & set(made := rules.sized(rule, 0.5, rows))
+        found = {policy: evaluate(Engine(PLAIN, policy=policy), TOKENS[:81], 40).perplexity for policy in made}
+        assert len(found) == 5 and found[chosen] == min(found.values()) < max(found.values())
 
 
 def test_models_alone():

@@ -60,7 +60,7 @@ def test_train_takes_every_setting_as_an_option(capsys, monkeypatch):
         text=("a", "b", "c"), out="m", valid=("d", "e"), init="i", prune=True, int_n_embd=3, propagate_in_depth=True,
         int_delay=4, vocab_size=300, context=9, steps=3, batch=8, micro_batch=2, learning_rate=0.5, warmup=1,
         weight_decay=0.25, clip=2.5, gamma=0.75, seed=9, eval_every=4, eval_windows=6, save_every=7, threads=5,
-        only_interaction=True, teacher="t", distill=0.5, target_kept=0.25, alpha_share=0.5, plot=True,
+        only_interaction=True, teacher="t", distill=0.5, target_kept=0.25, alpha_share=0.5, plot=True, stop_at=2,
     )
     assert {f.name for f in dataclasses.fields(TrainSettings)} == {*changed, "config"}
     arguments = ["--text", "a", "b", "--text", "c", "--valid", "d", "--valid", "e"]

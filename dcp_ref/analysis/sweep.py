@@ -84,14 +84,14 @@ def runs(sweep: Sweep, tokens: np.ndarray, context: int, stride: int, progress: 
     result += [Run(BY_MODEL, name, model, policies.learned) for name, model in sweep.others]
     rows = rows_at(len(tokens), context, stride)
     few = tokens[: SPLIT_WINDOWS * context + 1]
+
+    def tried(policy: policies.Policy) -> float:
+        engine, title = Engine(sweep.base[1], policy=policy, **options), f"trying {policy}" if progress else None
+        return evaluate(engine, few, context, stride, progress=title).perplexity
+
     for rule in rules.RULES:
-        best = []
-        for share in SHARES:
-            made = rules.sized(rule, share, rows)
-            tried = [evaluate(Engine(sweep.base[1], policy=policy, **options), few, context, stride,
-                              progress=f"trying {policy}" if progress else None).perplexity
-                     for policy in (made if len(made) > 1 else [])]
-            best.append(made[np.argmin(tried)] if tried else made[0])
+        ways = [rules.sized(rule, share, rows) for share in SHARES]
+        best = [min(made, key=tried) if len(made) > 1 else made[0] for made in ways]
         result += [Run(rule, *sweep.base, policy) for policy in dict.fromkeys(best)]  # shares may have the same
     return result
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import moderate_model
+from models import moderate_model, random_model
 from thread_tools import omp_threads
 
-from dcp_ref import Engine
+from dcp_ref import Config, Engine
 from dcp_ref.runtime import native
 from dcp_ref.runtime.policies import dense, heavy_hitters, learned, sinks
 from dcp_ref.runtime.storage import STORAGES
@@ -124,6 +124,19 @@ def test_a_sequence_in_chunks_of_its_own(seed, chunks, kv):
     alone, together = fed(None, chunks, kv=kv), fed(Company(seed), chunks, kv=kv)
     BITS(together[0], alone[0])
     assert together[1] == alone[1]
+
+
+@pytest.mark.parametrize("n_embd", [64, 1024])
+def test_the_last_tokens_logits_without_the_others(n_embd):
+    """Of a prompt's last layer only the last rows are then computed; the cache must not miss the others."""
+    config = Config(vocab_size=300, n_positions=128, n_embd=n_embd, n_layer=2, n_head=2, n_inner=64, int_n_embd=4)
+    model, ids = random_model(config, 0, 1.0), [TEXT[:30], TEXT[:1], TEXT[:70]]
+    engine = Engine(model, "native")
+    last, every = ([engine.new_sequence() for _ in ids] for _ in range(2))
+    for tokens in (ids, [[7], [8, 9], [3]]):
+        all_rows, rows = engine.feed(every, tokens, logits="all"), engine.feed(last, tokens)
+        BITS(rows, [row[-1] for row in all_rows])
+    assert np.array_equal(engine.live_counts(last), engine.live_counts(every))
 
 
 def test_a_sequence_under_depth_propagation():

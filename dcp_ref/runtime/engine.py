@@ -137,10 +137,9 @@ class Engine:
         counts = [len(row) for row in ids]
         self._cache.reserve(sequences, counts)
         self._length.update(dict.fromkeys(sequences))
-        x = self._blocks_forward(sequences, starts, counts, np.concatenate(ids))
         ends = np.cumsum(counts)
-        if logits == "last" and len(x) > len(counts):
-            x = x[ends - 1]
+        wanted = ends - 1 if logits == "last" else np.arange(ends[-1])
+        x = self._blocks_forward(sequences, starts, counts, np.concatenate(ids), wanted)
         K, threads = self._kernels, self._threads
         x = K.layer_norm(x, *self._ln_f, self.config.layer_norm_epsilon, threads)
         result = K.linear(x, self._head, threads=threads)
@@ -165,7 +164,7 @@ class Engine:
         """Live tokens, slots and bytes owned, and bytes reserved, over all layers and sequences."""
         return self._cache.stats()
 
-    def _blocks_forward(self, sequences, starts, counts, ids):  # N ids in all -> [N, C]
+    def _blocks_forward(self, sequences, starts, counts, ids, wanted):  # N ids in all -> those rows wanted, [.., C]
         K, threads, config, C = self._kernels, self._threads, self.config, self.config.n_embd
         positions = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)])
         x = K.embedding(ids, positions, self._wte, self._wpe)
@@ -180,8 +179,10 @@ class Engine:
             y, dropped = self._cache.step(
                 layer, sequences, starts, counts, qkv[:, :C], qkv[:, C : 2 * C], qkv[:, 2 * C :], **interaction,
                 inherited=inherited)
-            inherited = dropped if config.propagate_in_depth else None
-            x = K.linear(y, p["attn.c_proj"], x, threads, x)
+            inherited, room = dropped if config.propagate_in_depth else None, x
+            if layer == config.n_layer - 1 and len(wanted) < len(x):  # of the others, the cache was all that is needed
+                x, y, n, hidden, room = x[wanted], y[wanted], None, None, None
+            x = K.linear(y, p["attn.c_proj"], x, threads, room)
             n = K.layer_norm(x, p["ln_2.weight"], p["ln_2.bias"], config.layer_norm_epsilon, threads, n)
             hidden = K.linear(n, p["mlp.c_fc"], threads=threads, out=hidden)
             hidden = K.activation(hidden, config.activation_function, threads, hidden)

@@ -11,7 +11,8 @@ import numpy as np
 from dcp_ref import weights
 from dcp_ref.config import Config
 from dcp_ref.runtime import native_kernels
-from dcp_ref.runtime.engine import MATRICES, Engine
+from dcp_ref.runtime.decoder import MATRICES
+from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.native import NativeCache
 from dcp_ref.weights import Model
 
@@ -67,8 +68,8 @@ class Linears:
     """The matrix products of one step with so many rows, alone, on the packed weights of a native engine."""
 
     def __init__(self, engine: Engine, rows: int, head: bool = True) -> None:
-        self.rows, self.threads, rng = rows, engine._threads, np.random.default_rng(0)
-        self.matrices = [p[name] for p in engine._blocks for name in MATRICES] + [engine._head] * head
+        self.rows, self.threads, rng = rows, engine._decoder.threads, np.random.default_rng(0)
+        self.matrices = [p[name] for p in engine._decoder.blocks for name in MATRICES] + [engine._decoder.head] * head
         self.x = {n: rng.standard_normal((rows, n), np.float32) for n in {w.n_in for w in self.matrices}}
 
     def step(self) -> None:

@@ -30,6 +30,7 @@ KERNELS = ("tests/test_kernels.py", "tests/test_invariance.py")
 STORED = ("tests/test_native.py", *CACHES, *KERNELS)
 THREADS = ("tests/test_threads.py", "tests/test_invariance.py")
 CACHE, ENGINE = "dcp_ref/runtime/cache.py", "dcp_ref/runtime/engine.py"
+DECODER, AGAIN = "dcp_ref/runtime/decoder.py", ("tests/test_decoder.py",)
 ATTENTION = "csrc/attention.c"
 TRAINING_C, NATIVE = "csrc/training.c", ("tests/test_training_native.py",)
 STEP = "dcp_ref/training/step.py"
@@ -56,8 +57,8 @@ MUTANTS = [
            "            t.drop(gone)\n",
            "            t.drop(np.ones_like(gone) if gone.any() and gone[gone.argmax() :].all() else gone)\n"),
     # ... depth propagation is applied in the dense pass, not in decoding.
-    Mutant("official 3: no depth propagation in decoding", ENGINE,
-           "inherited = dropped if config.propagate_in_depth else None", "inherited = None"),
+    Mutant("official 3: no depth propagation in decoding", DECODER,
+           "inherited, room = dropped if config.propagate_in_depth else None, x", "inherited, room = None, x"),
     # ... and in the loss: the sparsity term counts the constant ones on and above the diagonal.
     Mutant("official 13: sparsity counts the diagonal", "dcp_ref/interaction.py",
            "mask *= np.tri(mask.shape[-1], k=-1, dtype=mask.dtype)",
@@ -90,7 +91,7 @@ MUTANTS = [
            f"            t.drop(gone)\n{INSERT}{ATTEND}",
            f"{INSERT}{ATTEND}            t.drop(np.append(gone, False))\n"),
     Mutant("beta's sign (C)", ATTENTION, "* scale + beta >", "* scale - beta >"),
-    Mutant("beta forgotten (engine)", ENGINE, 'float(p["attn.int_bias"][0])', "0.0"),
+    Mutant("beta forgotten (engine)", DECODER, 'float(p["attn.int_bias"][0])', "0.0"),
     Mutant("scores not scaled by sqrt(r) (dense)", "dcp_ref/interaction.py",
            "scale = 1 / math.sqrt(w_q.shape[1])", "scale = 1.0", (*PAPER, *DECODING)),
     Mutant("a dropped slot stays live (C)", "csrc/slots.c",
@@ -143,7 +144,15 @@ MUTANTS = [
            ("tests/test_slots.py", "tests/test_memory.py")),
     Mutant("no bound on pages (C)", "csrc/slots.c", "n_free - pool->n_free > pool->max_pages - pool->pages", "0",
            ("tests/test_slots.py",)),
-    Mutant("positions off by one", ENGINE, "np.arange(start, start + n)", "np.arange(start, start + n) - (start > 0)"),
+    Mutant("positions off by one", DECODER, "np.arange(start, start + n)", "np.arange(start, start + n) - (start > 0)"),
+    Mutant("a step made again with the tokens of the one before", DECODER, "step.ids[:], step.positions[:] = ids, ",
+           "_, step.positions[:] = ids, ", AGAIN),
+    Mutant("a step made again with other sequences", DECODER, "and step.sequences == sequences", "", AGAIN),
+    Mutant("a step made again after a prompt", DECODER, "            self._step = None\n            x =",
+           "            x =", AGAIN),
+    Mutant("a step made again after a release", ENGINE, "            self._decoder.forget()\n", "", AGAIN),
+    Mutant("a prompt's last layer for other rows", DECODER, "x[wanted], y[wanted]", "x[-len(wanted) :], y[wanted]",
+           ("tests/test_invariance.py",)),
     Mutant("a last position too many", ENGINE, "start + row.size > self.config.n_positions",
            "start + row.size > self.config.n_positions + 1", ("tests/test_engine.py",)),
     Mutant("a dropped token comes back (dense)", "dcp_ref/interaction.py", "+= cumulative_sum(log_keep)", "+= log_keep",

@@ -129,7 +129,7 @@ def test_an_interrupted_sequence_says_so(backend, error, monkeypatch):
         raise error
 
     with monkeypatch.context() as patch, pytest.raises(error):
-        patch.setattr(engine._kernels, "activation", interrupted)  # in the middle of the first layer
+        patch.setattr(engine._decoder.kernels, "activation", interrupted)  # in the middle of the first layer
         engine.feed([a], [[3]])
     with pytest.raises(ValueError, match="0 was interrupted"):
         engine.feed([a], [[3]])

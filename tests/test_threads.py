@@ -202,7 +202,7 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 
 
 @linux
-@pytest.mark.parametrize("inside", ["engine._kernels.activation", "engine._cache.step"])
+@pytest.mark.parametrize("inside", ["engine._decoder.kernels.activation", "engine._cache.step"])
 def test_a_child_forked_in_the_middle_of_a_feed(inside):
     """Another thread of the parent is inside, and never leaves in the child: that engine says so, a new one works."""
     owner, name = inside.rsplit(".", 1)

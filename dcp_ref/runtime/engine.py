@@ -1,4 +1,4 @@
-"""Decoding with a pruned cache: the layers of `model.py`, one row a token, and a cache in place of the mask."""
+"""Decoding with a pruned cache: sequences, tokens in, logits out."""
 
 import operator
 import warnings
@@ -7,19 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from dcp_ref import files
-from dcp_ref.block import block_params
 from dcp_ref.interaction import check_threshold
 from dcp_ref.runtime import kernels, native, native_kernels
 from dcp_ref.runtime.block import Stats
 from dcp_ref.runtime.cache import KVCache
+from dcp_ref.runtime.decoder import Decoder
 from dcp_ref.runtime.policies import Policy, for_model
 from dcp_ref.runtime.storage import check_storage
 from dcp_ref.runtime.turns import Turns
 from dcp_ref.weights import Model
 
 BACKENDS = ("native", "numpy")
-MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 
 class Engine:
@@ -49,44 +47,15 @@ class Engine:
             raise ValueError(f"max_cache_bytes must be positive or None, not {max_cache_bytes}")
         options: dict[str, Any] = {"max_bytes": max_cache_bytes, "kv": kv, "policy": self.policy,
                                    "threshold": self.threshold}
-        self._kernels: Any = native_kernels if self.backend == "native" else kernels
         self._cache: KVCache | native.NativeCache
         if self.backend == "native":
             self._cache = native.NativeCache(self.config, threads=self._threads, **options)
         else:
             self._cache = KVCache(self.config, **options)
-        self._pack(model)
+        sort = native_kernels if self.backend == "native" else kernels
+        self._decoder = Decoder(model, sort, self._cache, self.weights, self._threads)
         self._feeding = Turns("engine")  # one feed at a time: its steps use what it reserved
         self._length: dict[int, int | None] = {}  # tokens seen; None while a feed is under way
-
-    def _pack(self, model: Model) -> None:
-        """Keep the weights as the kernels want them, tensor by tensor: mapped ones are in memory once."""
-        params, config = model.params, self.config
-
-        def pack(name: str, w: np.ndarray, bias: np.ndarray | None = None, storage: str = self.weights) -> Any:
-            try:
-                return self._kernels.pack(w, bias, storage)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
-            finally:
-                files.forget(w)
-
-        self._wte = pack("wte.weight", params["wte.weight"].T)
-        tied = config.tie_word_embeddings
-        self._head = self._wte if tied else pack("lm_head.weight", params["lm_head.weight"].T)
-        small = {name: np.array(x, np.float32) for name, x in params.items()
-                 if x.ndim == 1 or name == "wpe.weight"}  # as they are, whatever the storage
-        self._wpe, self._ln_f = small["wpe.weight"], (small["ln_f.weight"], small["ln_f.bias"])
-        self._blocks = []
-        for layer in range(config.n_layer):
-            p = block_params(params, layer)
-            block: dict[str, Any] = {**block_params(small, layer)}
-            for name in MATRICES:
-                block[name] = pack(f"h.{layer}.{name}.weight", p[f"{name}.weight"], block[f"{name}.bias"])
-            if self.policy.learned:  # float32 always: rounding must not flip a drop by itself
-                w = np.concatenate([p["attn.q_int.weight"], p["attn.k_int.weight"]], axis=1)
-                block["attn.int"] = pack(f"h.{layer}.attn.q_int.weight", w, storage="float32")
-            self._blocks.append(block)
 
     def new_sequence(self) -> int:
         """A handle of a new, empty sequence."""
@@ -114,6 +83,7 @@ class Engine:
         """Forget a sequence and free its slots. Raises ValueError when it is unknown or was released."""
         with self._feeding:
             self._cache.release(sequence)
+            self._decoder.forget()
             del self._length[sequence]
 
     def feed(
@@ -139,10 +109,7 @@ class Engine:
         self._length.update(dict.fromkeys(sequences))
         ends = np.cumsum(counts)
         wanted = ends - 1 if logits == "last" else np.arange(ends[-1])
-        x = self._blocks_forward(sequences, starts, counts, np.concatenate(ids), wanted)
-        K, threads = self._kernels, self._threads
-        x = K.layer_norm(x, *self._ln_f, self.config.layer_norm_epsilon, threads)
-        result = K.linear(x, self._head, threads=threads)
+        result = self._decoder.logits(sequences, starts, counts, np.concatenate(ids), wanted)
         self._length.update(zip(sequences, map(operator.add, starts, counts), strict=True))
         return list(result) if logits == "last" else np.split(result, ends[:-1])
 
@@ -163,31 +130,6 @@ class Engine:
     def stats(self) -> Stats:
         """Live tokens, slots and bytes owned, and bytes reserved, over all layers and sequences."""
         return self._cache.stats()
-
-    def _blocks_forward(self, sequences, starts, counts, ids, wanted):  # N ids in all -> those rows wanted, [.., C]
-        K, threads, config, C = self._kernels, self._threads, self.config, self.config.n_embd
-        positions = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)])
-        x = K.embedding(ids, positions, self._wte, self._wpe)
-        inherited, interaction = None, {}
-        n = qkv = hidden = None  # memory of one layer serves the next: fresh pages are a tenth of a prompt's time
-        for layer, p in enumerate(self._blocks):
-            n = K.layer_norm(x, p["ln_1.weight"], p["ln_1.bias"], config.layer_norm_epsilon, threads, n)
-            qkv = K.linear(n, p["attn.c_attn"], threads=threads, out=qkv)
-            if self.policy.learned:
-                both, r = K.linear(n, p["attn.int"], threads=threads), config.int_n_embd
-                interaction = {"q_int": both[:, :r], "k_int": both[:, r:], "beta": float(p["attn.int_bias"][0])}
-            y, dropped = self._cache.step(
-                layer, sequences, starts, counts, qkv[:, :C], qkv[:, C : 2 * C], qkv[:, 2 * C :], **interaction,
-                inherited=inherited)
-            inherited, room = dropped if config.propagate_in_depth else None, x
-            if layer == config.n_layer - 1 and len(wanted) < len(x):  # of the others, the cache was all that is needed
-                x, y, n, hidden, room = x[wanted], y[wanted], None, None, None
-            x = K.linear(y, p["attn.c_proj"], x, threads, room)
-            n = K.layer_norm(x, p["ln_2.weight"], p["ln_2.bias"], config.layer_norm_epsilon, threads, n)
-            hidden = K.linear(n, p["mlp.c_fc"], threads=threads, out=hidden)
-            hidden = K.activation(hidden, config.activation_function, threads, hidden)
-            x = K.linear(hidden, p["mlp.c_proj"], x, threads, x)
-        return x
 
     def _start(self, sequence: int) -> int:
         if not isinstance(sequence, (int, np.integer)) or sequence not in self._length:

@@ -20,6 +20,7 @@ from dcp_ref.runtime.block import (
     page_layout,
 )
 from dcp_ref.runtime.policies import Policy, float32_threshold, for_model
+from dcp_ref.runtime.recording import call
 from dcp_ref.runtime.storage import STORAGES, aligned, check_storage
 from dcp_ref.runtime.turns import Turns
 
@@ -61,14 +62,18 @@ def _in_turn(method: Callable) -> Callable:
 
 
 class _Batch(NamedTuple):
-    """Some sequences and how many rows each has, for C; the last one is kept, as every layer has the same."""
+    """Some sequences and how many rows each has, for C; the last one is kept, as every layer has the same.
 
-    key: tuple[list, list, list]  # sequences, starts, counts
-    sequences: Any  # of dcp_sequence pointers
-    starts: Any
-    counts: Any
-    rows: int
-    most_dropped: int
+    Where the next one differs in `starts` only, these are changed in place: a step's calls can be made again.
+    """
+
+    handles: list[int]
+    counts: list[int]
+    c_sequences: Any  # of dcp_sequence pointers
+    c_starts: Any
+    c_counts: Any
+    starts: list[int]
+    dropped: np.ndarray  # room for the pairs of a step
 
 
 class NativeCache:
@@ -147,9 +152,9 @@ class NativeCache:
         seen = [max(slots.seen for slots in self._slots(s)) for s in self._sequences.distinct(handles)]
         counts = check_counts(self.config, seen, counts)
         batch = self._batch_of(handles, seen, counts)  # after `counts`: a generator may have released one
-        pages = lib.dcp_more_pages(self._cache, batch.sequences, batch.counts, len(handles), 0, self.config.n_layer)
+        pages = lib.dcp_more_pages(self._cache, batch.c_sequences, batch.c_counts, len(handles), 0, self.config.n_layer)
         self._check_room(pages)
-        needed = lib.dcp_round_bytes(self._cache, batch.counts, len(handles))
+        needed = lib.dcp_round_bytes(self._cache, batch.c_counts, len(handles))
         if needed > len(self._round):
             self._round = np.empty(needed, np.uint8)
             self._cache.round, self._cache.round_bytes = ffi.from_buffer(self._round), needed
@@ -168,28 +173,35 @@ class NativeCache:
              inherited: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Decode one layer of a ragged block: see KVCache.step. q, k and v may be columns of one array."""
         layer, handles, starts, counts = check_layer(self.config, layer), list(sequences), list(starts), list(counts)
-        if self._batch is None or self._batch.key != (handles, starts, counts):
+        if self._batch is None or (self._batch.handles, self._batch.starts, self._batch.counts) != (
+                handles, starts, counts):
             seen = [s.layer[layer].seen for s in self._sequences.distinct(handles)]
             counts = check_counts(self.config, seen, counts)
             check_starts(seen, starts)
         arrays = check_arrays(self.config, self.policy, counts, q, k, v, q_int, k_int, beta, inherited)
         batch = self._batch_of(handles, starts, counts)  # only now: beta's own code may have released a sequence
-        out = np.empty((batch.rows, lib.dcp_stride(self.config.n_embd)), np.float32)
-        dropped = np.empty((batch.most_dropped, 2), np.int32)
+        rows = len(arrays.q)
+        out = np.empty((rows, lib.dcp_stride(self.config.n_embd)), np.float32)
         q, k, v = _strided(arrays.q, arrays.k, arrays.v)
         q_int, k_int = _strided(arrays.q_int, arrays.k_int)
         block = ffi.new("dcp_block *", (
-            layer, len(handles), batch.sequences, batch.starts, batch.counts,
-            *[ffi.from_buffer("float[]", x[0]) if batch.rows else ffi.NULL for x in (q, k, v, q_int, k_int)],
+            layer, len(handles), batch.c_sequences, batch.c_starts, batch.c_counts,
+            *[ffi.from_buffer("float[]", x[0]) if rows else ffi.NULL for x in (q, k, v, q_int, k_int)],
             q.strides[0] // 4, q_int.strides[0] // 4, self._scales[layer], arrays.beta,
             ffi.from_buffer("int32_t[]", arrays.inherited), len(arrays.inherited), self.threads))
-        n = lib.dcp_step(ffi.from_buffer("float[]", out), ffi.from_buffer("int32_t[]", dropped), self._cache, block)
+        n = call(self._step, ffi.from_buffer("float[]", out), batch, block, (q, k, v, q_int, k_int, arrays.inherited))
+        return out[:, : self.config.n_embd], batch.dropped[:n].copy()
+
+    @_in_turn
+    def _step(self, out: Any, batch: _Batch, block: Any, _: tuple) -> int:
+        """dcp_step; the last argument is what the block's pointers point to."""
+        n: int = lib.dcp_step(out, ffi.from_buffer("int32_t[]", batch.dropped), self._cache, block)
         if n == lib.DCP_EINVAL:
-            check_starts([s.layer[layer].seen for s in self._sequences.distinct(handles)], starts)
+            found = self._sequences.distinct(batch.handles)
+            check_starts([s.layer[block.layer].seen for s in found], batch.starts)
         if n < 0:
             raise RuntimeError("step without the reserve that it needs")
-        out = out[:, : self.config.n_embd]
-        return out, dropped[:n].copy() if n else np.empty((0, 2), np.int32)
+        return n
 
     @_in_turn
     def live_positions(self, sequence: int, layer: int) -> np.ndarray:  # -> int64 [N]
@@ -238,12 +250,14 @@ class NativeCache:
         return self._sequences.add(sequence)
 
     def _batch_of(self, handles: list, starts: list, counts: list) -> _Batch:
-        if self._batch is None or self._batch.key != (handles, starts, counts):
+        batch = self._batch
+        if batch is None or (batch.handles, batch.counts) != (handles, counts):
             found = self._sequences.distinct(handles)
-            self._batch = _Batch(
-                (handles, starts, counts), ffi.new("dcp_sequence *[]", found), ffi.new("size_t[]", starts),
-                ffi.new("size_t[]", counts), sum(counts), sum(starts) + sum(counts))
-        return self._batch
+            batch = self._batch = _Batch(
+                handles, counts, ffi.new("dcp_sequence *[]", found), ffi.new("size_t[]", starts),
+                ffi.new("size_t[]", counts), starts, np.empty((len(handles) * self.config.n_positions, 2), np.int32))
+        batch.starts[:] = batch.c_starts[0 : len(starts)] = starts
+        return batch
 
 
 def _strided(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:

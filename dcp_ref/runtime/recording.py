@@ -1,0 +1,33 @@
+"""Kernel calls, kept to be made again: where a step is short, what Python does between kernels is a tenth of it."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Calls = list[tuple[Callable, tuple]]
+
+
+class _Recording(threading.local):
+    calls: Calls | None = None
+
+
+_recording = _Recording()
+
+
+def call(function: Callable, *arguments: Any) -> Any:
+    """function(*arguments), which is kept where this thread records."""
+    if _recording.calls is not None:
+        _recording.calls.append((function, arguments))
+    return function(*arguments)
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[Calls]:
+    """The list that this thread's calls are added to, in order. Arguments stay alive with it."""
+    calls: Calls = []
+    _recording.calls = calls
+    try:
+        yield calls
+    finally:
+        _recording.calls = None

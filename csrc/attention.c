@@ -390,11 +390,10 @@ static void do_round(float *out, dcp_cache *cache, size_t batch, size_t threads)
             if (parts[b].rows > 0)
                 judge(&parts[b], w);
 #pragma omp for schedule(dynamic)
-        for (size_t i = 0; i < batch * pieces; i++) {
-            const size_t first = i % pieces * H / pieces, end = (i % pieces + 1) * H / pieces;
+        for (size_t i = 0; i < batch * pieces; i++)
             if (parts[i / pieces].rows > 0)
-                attend(out, &(dcp_task){&parts[i / pieces], first, end, w, w + H * cache->list_pages});
-        }
+                attend(out, &(dcp_task){&parts[i / pieces], i % pieces * H / pieces, (i % pieces + 1) * H / pieces, w,
+                                        w + H * cache->list_pages});
 #pragma omp for schedule(dynamic)
         for (size_t b = 0; b < batch; b++)
             if (parts[b].rows > 0) /* what the last row left alive is what the layer holds */

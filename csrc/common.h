@@ -2,6 +2,7 @@
 
 #define _GNU_SOURCE /* MAP_ANONYMOUS, madvise */
 #include <math.h>
+#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -9,7 +10,6 @@
 #include <sys/mman.h>
 #ifdef _OPENMP
 #include <omp.h>
-#include <pthread.h>
 #else
 #define omp_get_thread_num() 0
 #define omp_get_max_threads() 1

@@ -29,11 +29,10 @@ CLONES void dcp_layer_norm_row(float *y, const float *x, const float *gain, cons
 void dcp_layer_norm(float *y, const float *x, const float *gain, const float *bias, float epsilon, size_t rows, size_t n,
                     size_t threads)
 {
-    const size_t stride = dcp_stride(n);
     threads = dcp_threads_for(8 * rows * n, threads);
 #pragma omp parallel for num_threads((int)threads) schedule(static)
     for (size_t r = 0; r < rows; r++)
-        dcp_layer_norm_row(y + r * stride, x + r * stride, gain, bias, epsilon, n);
+        dcp_layer_norm_row(y + r * dcp_stride(n), x + r * dcp_stride(n), gain, bias, epsilon, n);
 }
 
 /* x (1 + tanh(a x (1 + b x^2))) / 2 = x / (1 + e^(-2 a x (1 + b x^2))) */

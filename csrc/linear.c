@@ -3,7 +3,6 @@
 #include "common.h"
 
 static int forked; /* the threads of OpenMP stay behind in the parent, and waiting for them would be for ever */
-#ifdef _OPENMP
 static void in_child(void)
 {
     forked = 1;
@@ -13,7 +12,6 @@ __attribute__((constructor)) static void watch_forks(void)
 {
     pthread_atfork(NULL, NULL, in_child);
 }
-#endif
 
 size_t dcp_threads(size_t threads)
 {
@@ -56,10 +54,14 @@ INLINE void multiply(dcp_tile sum, const float *restrict x, size_t stride, const
     dcp_tile own;
     memset(own, 0, rows * sizeof *own);
     size_t k = 0;
-    for (; k + 4 <= n; k += 4)
+    for (; k + 4 <= n; k += 4) {
+        /* Several rows are work enough to fetch meanwhile what is 8 KB ahead; a key's panel ends before. */
+        for (size_t i = 0; i < (size_t)8 >> type && rows > (type == DCP_FLOAT32 ? 8 : 1) && n > 128; i++)
+            __builtin_prefetch((const char *)panel + offset(k, 0, type) + 64 * (128 + i));
 #pragma GCC unroll 4
         for (size_t i = 0; i < 4; i++) /* where in its words a number stands is then known beforehand */
             add_row(own, x, stride, panel, k + i, type, rows);
+    }
     for (; k < n; k++)
         add_row(own, x, stride, panel, k, type, rows);
     memcpy(sum, own, rows * sizeof *sum);

@@ -1,5 +1,6 @@
 """The machine's read bandwidth: the limit of a decode step that reads its weights and its cache once."""
 
+import contextlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,22 +17,28 @@ def reader(reduction, parts, pool):
     return lambda: list(pool.map(reduction, parts))
 
 
+@contextlib.contextmanager
+def readers(threads=None):
+    """{name: a call that reads BYTES once, by so many threads (None: all)}."""
+    threads = threads or len(os.sched_getaffinity(0))
+    array = np.empty(BYTES // 4, dtype=np.float32)  # np.empty asks for huge pages
+    array.fill(1)  # a page never written reads as the one shared page of zeros
+    with ThreadPoolExecutor(threads) as pool:
+        parts = np.array_split(array, threads)
+        yield {name: reader(function, parts, pool) for name, function in REDUCTIONS.items()}
+
+
 def read_bandwidth(threads=None, rounds=7, kernel=None, kernel_bytes=0):
     """Bytes a second of {reader: best of `rounds`}, interleaved; "best" is the largest of them all.
 
     `kernel` is one more reader, of `kernel_bytes` a call (at least 1 GB, as the array that NumPy reads). The best call
     counts and not the median: interference only ever slows a read down, and a limit must not be beaten.
     """
-    threads = threads or len(os.sched_getaffinity(0))
-    array = np.empty(BYTES // 4, dtype=np.float32)  # np.empty asks for huge pages
-    array.fill(1)  # a page never written reads as the one shared page of zeros
-    sizes = dict.fromkeys(REDUCTIONS, BYTES)
-    with ThreadPoolExecutor(threads) as pool:
-        parts = np.array_split(array, threads)
-        readers = {name: reader(function, parts, pool) for name, function in REDUCTIONS.items()}
+    with readers(threads) as calls:
+        sizes = dict.fromkeys(calls, BYTES)
         if kernel is not None:
-            readers["kernel"], sizes["kernel"] = kernel, kernel_bytes
-        timings = interleaved(readers, rounds, pause=0, title="read bandwidth")
+            calls["kernel"], sizes["kernel"] = kernel, kernel_bytes
+        timings = interleaved(calls, rounds, pause=0, title="read bandwidth")
     rates = {name: sizes[name] / min(timing.calls) for name, timing in timings.items()}
     return rates | {"best": max(rates.values())}
 

@@ -28,6 +28,7 @@ class Rows(NamedTuple):
     batch: int
     prompt: int
     steps: int  # of a call that is timed; 0: the prompt itself is
+    repeat: int  # times as many rounds as asked for: short calls need more
     ours: tuple[str, ...]
     same: tuple
     other: tuple = ()
@@ -62,8 +63,8 @@ class Setting:
         return sum(x.nbytes for name, x in self.plain.items() if x.ndim == 2 and name != "wpe.weight")
 
 
-def bandwidth(rounds=5):
-    """Bytes a second: the best of NumPy's sums and of our own kernel with 1 row, each over 1 GB, on all threads."""
+def kernel_reader():
+    """A call of our own kernel with 1 row on weights of more than 1 GB, and their bytes."""
     w = np.ones((768, 50176), np.float32)
     matrices = [native_kernels.pack(w) for _ in range(7)]
     x = np.ones((1, 768), np.float32)
@@ -72,7 +73,12 @@ def bandwidth(rounds=5):
         for matrix in matrices:
             native_kernels.linear(x, matrix, threads=THREADS)
 
-    return read_bandwidth(THREADS, rounds, kernel, sum(matrix.panels.nbytes for matrix in matrices))
+    return kernel, sum(matrix.panels.nbytes for matrix in matrices)
+
+
+def bandwidth(rounds=5):
+    """Bytes a second: the best of NumPy's sums and of our own kernel with 1 row, each over 1 GB, on all threads."""
+    return read_bandwidth(THREADS, rounds, *kernel_reader())
 
 
 def between_bandwidths(measure, *arguments):
@@ -89,7 +95,7 @@ def versus(setting, rows):
     result["weight_bytes"] = setting.weight_bytes()
     for judged, chosen in ((True, rows.same), (False, rows.other)):
         for kind, options in chosen:
-            room = rows.prompt + rows.steps * (setting.rounds + 1) + 2
+            room = rows.prompt + rows.steps * (rows.repeat * setting.rounds + 1) + 2
             rival = opened(kind, setting.plain, setting.config.n_head, rows.batch, room, **options)
             if rival is None:
                 continue
@@ -113,7 +119,7 @@ def against(setting, rows, rival, facts):
         before = {name: decoding.engine.stats().live_tokens for name, decoding in ours.items()}
         contenders = {name: decoding.steps(rows.steps) for name, decoding in ours.items()}
         contenders[rival.name] = decoding_of(rival, rows.steps)
-    timings = interleaved(contenders, setting.rounds, title=rival.name)
+    timings = interleaved(contenders, rows.repeat * setting.rounds, title=rival.name)
     for name in rows.ours if rows.steps else ():
         facts[name] = held(ours[name], before[name], rows.kv)
     return {name: timing.calls for name, timing in timings.items()}
@@ -156,13 +162,13 @@ FLOAT32 = ((Transformers, {}), (LlamaCpp, {}), (CTranslate2, {}))
 LLAMA_F16_KV = ((LlamaCpp, {"kv": "f16"}),)  # its default
 NOTHING, BOTH = ("no scores", "0% dropped"), ("no scores", "0% dropped", "80% dropped")
 VERSUS = {
-    "batch1-64": Rows(1, 64, 8, NOTHING, FLOAT32, LLAMA_F16_KV),
-    "batch1-880": Rows(1, 880, 8, BOTH, FLOAT32, LLAMA_F16_KV),
-    "batch1-float16": Rows(1, 64, 8, NOTHING, ((LlamaCpp, {"weight_type": "f16", "kv": "f16"}),), (),
+    "batch1-64": Rows(1, 64, 8, 3, NOTHING, FLOAT32, LLAMA_F16_KV),
+    "batch1-880": Rows(1, 880, 8, 1, BOTH, FLOAT32, LLAMA_F16_KV),
+    "batch1-float16": Rows(1, 64, 8, 3, NOTHING, ((LlamaCpp, {"weight_type": "f16", "kv": "f16"}),), (),
                            "float16", "float16"),
-    "batch1-int8": Rows(1, 64, 8, NOTHING, ((LlamaCpp, {"weight_type": "q8_0", "kv": "f16"}),),
+    "batch1-int8": Rows(1, 64, 8, 3, NOTHING, ((LlamaCpp, {"weight_type": "q8_0", "kv": "f16"}),),
                         ((CTranslate2, {"weight_type": "int8"}),), "int8", "float16"),
-    "batch8": Rows(8, 880, 6, BOTH, FLOAT32, LLAMA_F16_KV),
-    "batch32": Rows(32, 880, 3, BOTH, FLOAT32, LLAMA_F16_KV),
-    "prompt": Rows(1, 880, 0, BOTH, FLOAT32, LLAMA_F16_KV),
+    "batch8": Rows(8, 880, 6, 1, BOTH, FLOAT32, LLAMA_F16_KV),
+    "batch32": Rows(32, 880, 3, 1, BOTH, FLOAT32, LLAMA_F16_KV),
+    "prompt": Rows(1, 880, 0, 1, BOTH, FLOAT32, LLAMA_F16_KV),
 }

@@ -27,7 +27,8 @@ import sys
 from pathlib import Path
 
 import report
-from contest import VERSUS, Setting, between_bandwidths, held, versus
+from bandwidth import BYTES, readers
+from contest import VERSUS, Setting, between_bandwidths, held, kernel_reader, versus
 from rivals import THREADS
 
 from dcp_ref import Engine, bench_parts
@@ -55,14 +56,20 @@ def pruning(setting, batch):
 
 
 def attention(setting):
-    """Seconds of all layers' attention alone, batch 32, and the keys and values that it reads."""
-    result = {}
-    for live in (256, 896):
-        alone = bench_parts.Attention(setting.config, 32, live, setting.rounds + 1, threads=THREADS)
-        first = alone.bytes_read
-        timings = interleaved({str(live): alone.step}, setting.rounds, pause=0.01, title=f"attention, {live}")
-        result[str(live)] = {"calls": timings[str(live)].calls, "bytes": (first + alone.bytes_read) / 2}
-    return {"live": result}
+    """Seconds of all layers' attention alone, batch 32, and the keys and values that it reads; and, in the same rounds,
+    of each way to read memory, and its bytes."""
+    rounds = 3 * setting.rounds
+    alone = {str(live): bench_parts.Attention(setting.config, 32, live, rounds + 1, threads=THREADS)
+             for live in (256, 896)}
+    first = {live: one.bytes_read for live, one in alone.items()}
+    with readers(THREADS) as reading:
+        sizes = dict.fromkeys(reading, BYTES)
+        reading["kernel"], sizes["kernel"] = kernel_reader()
+        timings = calls(interleaved({live: one.step for live, one in alone.items()} | reading, rounds, pause=0.01,
+                                    title="attention"))
+    return {"live": {live: {"calls": timings[live], "bytes": (first[live] + one.bytes_read) / 2}
+                     for live, one in alone.items()},
+            "readers": {name: {"calls": timings[name], "bytes": size} for name, size in sizes.items()}}
 
 
 def linear(setting):
@@ -104,7 +111,7 @@ def lengths(setting):
 
 ROWS = {name: lambda setting, rows=rows: between_bandwidths(versus, setting, rows) for name, rows in VERSUS.items()}
 ROWS |= {f"pruning{n}": lambda setting, n=n: between_bandwidths(pruning, setting, n) for n in (32, 64)}
-ROWS |= {"attention": lambda setting: between_bandwidths(attention, setting),
+ROWS |= {"attention": attention,
          "linear": lambda setting: between_bandwidths(linear, setting),
          "scoring": scoring, "bytes": cache_bytes, "rss": rss, "lengths": lengths}
 

@@ -122,7 +122,7 @@ void dcp_linear(float *y, const float *x, const float *add, const dcp_matrix *w,
 {
     const size_t panels = (w->n_out + DCP_LANES - 1) / DCP_LANES;
     threads = dcp_threads_for(rows * w->n_in * w->n_out, threads);
-#pragma omp parallel for num_threads((int)threads) schedule(static)
+#pragma omp parallel for num_threads((int)threads) schedule(guided)
     for (size_t panel = 0; panel < panels; panel++)
         dcp_linear_panel(y, x, add, w, panel, rows);
 }

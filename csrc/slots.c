@@ -23,7 +23,7 @@ static int map_chunk(dcp_pool *pool)
 #endif
     memmove(idle + more, idle, pool->n_free * sizeof *idle);
     for (size_t i = 0; i < more; i++)
-        idle[i] = chunk + i * pool->page_bytes;
+        idle[i] = chunk + (more - 1 - i) * pool->page_bytes;
     pool->n_spare = more;
     pool->mapped += more;
     return DCP_OK;

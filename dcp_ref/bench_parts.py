@@ -14,6 +14,7 @@ from dcp_ref.runtime import native_kernels
 from dcp_ref.runtime.decoder import MATRICES
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.native import NativeCache
+from dcp_ref.runtime.recording import Calls, recording
 from dcp_ref.weights import Model
 
 KV_BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1.0}  # a number; the scales of int8 not counted
@@ -41,16 +42,22 @@ class Attention:
             self.cache.step(layer, self.sequences, [0], [live], *self._qkv(rng, live))
         self.sequences += [self.cache.fork(self.sequences[0]) for _ in range(batch - 1)]
         self.qkv = self._qkv(rng, batch)
+        self._calls: Calls = []
         self.cache.reserve(self.sequences, [steps] * batch)
 
     def _qkv(self, rng: np.random.Generator, rows: int) -> list[np.ndarray]:
         return np.split(rng.standard_normal((rows, 3 * self.config.n_embd), np.float32), 3, axis=1)
 
     def step(self) -> None:
-        """One token of each sequence, in every layer."""
+        """One token of each sequence, in every layer; after the first time the same calls again, as a decoder's."""
         batch = len(self.sequences)
-        for layer in range(self.config.n_layer):
-            self.cache.step(layer, self.sequences, [self.seen] * batch, [1] * batch, *self.qkv)
+        self.cache.reserve(self.sequences, [1] * batch)
+        for function, arguments in self._calls:
+            function(*arguments)
+        if not self._calls:
+            with recording() as self._calls:
+                for layer in range(self.config.n_layer):
+                    self.cache.step(layer, self.sequences, [self.seen] * batch, [1] * batch, *self.qkv)
         self.seen += 1
 
     @property

@@ -77,7 +77,9 @@ static void copy_token(const dcp_cache *cache, unsigned char *to, size_t t, cons
         memcpy(to + at + 4 * t, from + at + 4 * s, 4);
     for (size_t i = 0; i < cache->heads * cache->v_panels; i++) {
         const size_t at = cache->part[DCP_V] + i * panel_bytes(cache->pool.page_slots, cache->kv);
-        for (size_t j = 0; j < DCP_LANES; j++)
+        if (cache->kv == DCP_FLOAT32) /* a row of its own */
+            memcpy(to + at + t * 4 * DCP_LANES, from + at + s * 4 * DCP_LANES, 4 * DCP_LANES);
+        for (size_t j = 0; j < DCP_LANES && cache->kv != DCP_FLOAT32; j++)
             memcpy(to + at + offset(t, j, cache->kv), from + at + offset(s, j, cache->kv), (size_t)4 >> cache->kv);
     }
 }

@@ -25,8 +25,7 @@
 #define CLONES
 #define SIMD_LEVEL 0
 #endif
-/* What a kernel calls must be inlined into each of its clones. */
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE static inline __attribute__((always_inline)) /* into each of the clones of a kernel that calls it */
 
 /* The byte where number j of row k of a panel stands. Two rows of float16, four of int8, share a row of 32-bit words,
  * the first in the low bits: vectors of words can be shifted, halves and bytes would have to be spread. */
@@ -62,8 +61,7 @@ INLINE size_t tile_rows(size_t rows)
     return n >= 12 ? 12 : n >= 8 ? 8 : n >= 4 ? 4 : n >= 2 ? 2 : 1;
 }
 
-/* Sums, scores or weights of up to 12 rows: 32 columns, or the slots of a page. */
-typedef float dcp_tile[DCP_TILE_ROWS][DCP_LANES];
+typedef float dcp_tile[DCP_TILE_ROWS][DCP_LANES]; /* sums, scores or weights of rows: 32 columns, or a page's slots */
 
 /* linear.c: sum[r] = x[r, 0..n-1] panel [n, 32], for rows of tile_rows; n after n: so a row's sums are its own. */
 void dcp_multiply(dcp_tile sum, const float *x, size_t stride, const void *panel, size_t n, int type, size_t rows);

@@ -50,8 +50,7 @@ typedef struct {
     unsigned char **page;     /* [pages], with the same room */
 } dcp_slots;
 
-/* Pages that `tokens` tokens need. */
-size_t dcp_pages_for(size_t tokens, size_t page_slots);
+size_t dcp_pages_for(size_t tokens, size_t page_slots); /* that so many tokens need */
 
 /* Sees to it that n_free pages are free. Returns DCP_OK or DCP_ENOMEM; after a failure the pool may hold more free
  * pages than before, and nothing else has changed. */
@@ -106,8 +105,7 @@ typedef struct {
     dcp_sequence *first;
 } dcp_cache;
 
-/* Frees all sequences of the cache and its pages. */
-void dcp_cache_clear(dcp_cache *cache);
+void dcp_cache_clear(dcp_cache *cache); /* frees all its sequences and pages */
 
 /* A new sequence, owned by the cache: without tokens, or with the same ones in the same slots of pages of its own.
  * NULL, and nothing changed, when out of memory or past max_pages. */
@@ -126,8 +124,7 @@ size_t dcp_round_bytes(const dcp_cache *cache, const size_t *count, size_t batch
 /* Keeps the slots of bitmap; while there is then a whole page too many, moves its tokens into holes and frees it. */
 void dcp_compact(dcp_cache *cache, dcp_slots *slots, const uint32_t *bitmap);
 
-/* The positions in a page [32]. */
-int32_t *dcp_positions(const dcp_cache *cache, unsigned char *page);
+int32_t *dcp_positions(const dcp_cache *cache, unsigned char *page); /* those in a page [32] */
 
 /* ---- attention.c: one layer's step over the live slots. ---- */
 
@@ -182,7 +179,7 @@ void dcp_activation(float *y, const float *x, int kind, size_t n, size_t threads
 
 /* y [rows, n_in] = column ids[row] of wte + row positions[row] of wpe [.., n_in]: wte is packed as the head is. */
 void dcp_embedding(float *y, const int64_t *ids, const int64_t *positions, const dcp_matrix *wte, const float *wpe,
-                   size_t rows);
+                   size_t rows, size_t threads);
 
 /* The threads that a kernel uses when told `threads`; in a child of a fork always 1: OpenMP does not survive it. */
 size_t dcp_threads(size_t threads);

@@ -57,9 +57,11 @@ void dcp_activation(float *y, const float *x, int kind, size_t n, size_t threads
 }
 
 void dcp_embedding(float *y, const int64_t *ids, const int64_t *positions, const dcp_matrix *wte, const float *wpe,
-                   size_t rows)
+                   size_t rows, size_t threads)
 {
     const size_t n = wte->n_in;
+    threads = dcp_threads_for(64 * rows * n, threads); /* each number is on a line of its own */
+#pragma omp parallel for num_threads((int)threads) schedule(static)
     for (size_t r = 0; r < rows; r++) {
         const size_t id = (size_t)ids[r];
         const char *panel = (const char *)wte->panel + id / DCP_LANES * panel_bytes(n, wte->type);

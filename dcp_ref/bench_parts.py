@@ -13,7 +13,7 @@ from dcp_ref.config import Config
 from dcp_ref.runtime import native_kernels
 from dcp_ref.runtime.decoder import MATRICES
 from dcp_ref.runtime.engine import Engine
-from dcp_ref.runtime.native import NativeCache
+from dcp_ref.runtime.native_cache import NativeCache
 from dcp_ref.runtime.recording import Calls, recording
 from dcp_ref.weights import Model
 

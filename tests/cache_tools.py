@@ -5,11 +5,11 @@ from hypothesis import strategies as st
 from models import DELAYS
 
 from dcp_ref.config import Config
-from dcp_ref.runtime import native, policies
+from dcp_ref.runtime import native, native_cache, policies
 from dcp_ref.runtime.cache import KVCache
 from dcp_ref.runtime.policies import Policy, heavy_hitters, sinks, strided, window
 
-CACHES = [KVCache, native.NativeCache] if native.available() else [KVCache]
+CACHES = [KVCache, native_cache.NativeCache] if native.available() else [KVCache]
 FORMS = ("dense", "learned", "window", "strided", "sinks", "heavy_hitters")
 
 

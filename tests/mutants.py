@@ -140,6 +140,8 @@ MUTANTS = [
     Mutant("a forked child has threads (C)", "csrc/linear.c", "forked = 1;", "forked = 0;", THREADS),
     Mutant("a forked child waits for its parent's threads", "dcp_ref/runtime/turns.py",
            "if self._process not in (None, os.getpid()):", "if False:", THREADS),
+    Mutant("compacting leaves the values behind (C)", "csrc/cache.c", "to + at + t * 4 * DCP_LANES",
+           "to + at + s * 4 * DCP_LANES", CACHES),
     Mutant("trim keeps the memory (C)", "csrc/slots.c", "pool->page_bytes, MADV_DONTNEED", "0, MADV_DONTNEED",
            ("tests/test_slots.py", "tests/test_memory.py")),
     Mutant("no bound on pages (C)", "csrc/slots.c", "n_free - pool->n_free > pool->max_pages - pool->pages", "0",

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tolerances import CACHE_ATTENTION, SCORE_MARGIN
 
 from dcp_ref.config import Config
-from dcp_ref.runtime import native, policies
+from dcp_ref.runtime import native, native_cache, policies
 from dcp_ref.runtime.block import CacheFull, page_bytes
 from dcp_ref.runtime.cache import KVCache
 from dcp_ref.runtime.storage import STORAGES, stored
@@ -151,7 +151,7 @@ class SideBySide(RuleBasedStateMachine):
         self.policy = policies.dense if policy.learned and config.int_n_embd is None else policy
         self.max_bytes = bound and bound * page_bytes(config, page_slots, kv, self.policy)
         options = page_slots, self.max_bytes, kv, self.policy, data.draw(thresholds(config, self.policy))
-        self.numpy, self.native = (make(config, *options) for make in (KVCache, native.NativeCache))
+        self.numpy, self.native = (make(config, *options) for make in (KVCache, native_cache.NativeCache))
         self.config, self.page_slots, self.lengths = config, page_slots, {}
 
     @rule()

@@ -8,7 +8,7 @@ from thread_tools import omp_threads
 from tolerances import CACHE_ATTENTION, GELU_FAR, KERNEL, KERNEL_SUM
 
 from dcp_ref.config import ACTIVATIONS, Config
-from dcp_ref.runtime import kernels, native
+from dcp_ref.runtime import kernels, native, native_cache
 from dcp_ref.runtime.cache import KVCache
 from dcp_ref.runtime.storage import STORAGES
 
@@ -269,7 +269,7 @@ def test_extreme_queries_stay_in_their_row(where, bad, kv):
         arrays[where][49, 3] = bad
     results = []
     with np.errstate(all="ignore"):
-        for cache in (native.NativeCache(config, kv=kv), KVCache(config, kv=kv)):
+        for cache in (native_cache.NativeCache(config, kv=kv), KVCache(config, kv=kv)):
             sequence = cache.new_sequence()
             cache.reserve([sequence], [50])
             results.append(cache.step(0, [sequence], [0], [50], **arrays, beta=1.5))
@@ -288,7 +288,7 @@ def test_attention_logits_far_apart(n, size):
     config = Config(vocab_size=1, n_positions=64, n_embd=1, n_layer=1, n_head=1)
     k = np.linspace(-1, 1, n, dtype=F)[:, None] * F(size)
     v = np.arange(1, n + 1, dtype=F)[:, None]
-    cache = native.NativeCache(config)
+    cache = native_cache.NativeCache(config)
     sequence = cache.new_sequence()
     cache.reserve([sequence], [n])
     out, _ = cache.step(0, [sequence], [0], [n], np.ones((n, 1), F), k, v)

@@ -10,7 +10,7 @@ import pytest
 from cache_tools import poison
 
 from dcp_ref.config import Config
-from dcp_ref.runtime import native
+from dcp_ref.runtime import native, native_cache
 from dcp_ref.runtime.cache import KVCache
 from dcp_ref.runtime.policies import window
 from dcp_ref.runtime.storage import STORAGES, stored
@@ -22,7 +22,7 @@ built = pytest.mark.skipif(not native.available(), reason="the C extension is no
 @built
 @pytest.mark.parametrize("wrong", [{"layer": 2}, {"start": [1]}, {"count": [10]}])
 def test_the_c_functions_check_for_themselves(wrong):
-    ffi, lib, cache = native.ffi, native.lib, native.NativeCache(CONFIG)
+    ffi, lib, cache = native.ffi, native.lib, native_cache.NativeCache(CONFIG)
     sequences = ffi.new("dcp_sequence *[]", [cache._sequences[cache.new_sequence()]])
     fields = {"layer": 0, "start": [0], "count": [1], **wrong}
     start, count = ffi.new("size_t[]", fields["start"]), ffi.new("size_t[]", fields["count"])
@@ -34,8 +34,8 @@ def test_the_c_functions_check_for_themselves(wrong):
 @built
 def test_models_beyond_memory():
     with pytest.raises(MemoryError):
-        native.NativeCache(Config(n_positions=2**25))
-    cache = native.NativeCache(Config(n_positions=2**24, n_layer=2**24))
+        native_cache.NativeCache(Config(n_positions=2**25))
+    cache = native_cache.NativeCache(Config(n_positions=2**24, n_layer=2**24))
     with pytest.raises(MemoryError):
         cache.new_sequence()
 
@@ -45,7 +45,7 @@ def test_memory_is_given_back():
     config = Config(n_positions=64, n_layer=1, n_head=1, n_embd=1024)
     rows = np.zeros((64, 1024), np.float32)
     for repeat in range(200):  # 200 x 0.5 MB
-        cache = native.NativeCache(config)
+        cache = native_cache.NativeCache(config)
         sequence = cache.new_sequence()
         cache.reserve([sequence], [64])
         cache.step(0, [sequence], [0], [64], rows, rows, rows)
@@ -60,7 +60,7 @@ def test_without_the_extension(monkeypatch):
     monkeypatch.setattr(native, "lib", None)
     assert not native.available() and native.simd_level() == ""
     with pytest.raises(RuntimeError, match="not built"):
-        native.NativeCache(CONFIG)
+        native_cache.NativeCache(CONFIG)
 
 
 @pytest.mark.skipif(shutil.which("cc") is None or sys.maxsize < 2**32, reason="no C compiler, or not 64-bit")
@@ -73,7 +73,7 @@ def test_the_extension_is_built_where_it_can_be():
 @pytest.mark.parametrize("argument", ["counts", "starts", "beta"])
 def test_an_argument_that_releases_the_sequence(argument):
     """Its memory must not be used any more: this crashed the interpreter."""
-    cache = native.NativeCache(CONFIG, 2)
+    cache = native_cache.NativeCache(CONFIG, 2)
     sequence = cache.new_sequence()
     cache.reserve([sequence], [1])
 
@@ -96,7 +96,7 @@ def test_an_argument_that_releases_the_sequence(argument):
 
 @built
 def test_an_argument_that_releases_the_sequence_while_reserving():
-    cache = native.NativeCache(CONFIG, 2)
+    cache = native_cache.NativeCache(CONFIG, 2)
     sequence = cache.new_sequence()
     with pytest.raises(ValueError, match="sequence 0 is unknown or was released"):
         cache.reserve([sequence], (cache.release(sequence) or 1 for _ in range(1)))
@@ -104,7 +104,7 @@ def test_an_argument_that_releases_the_sequence_while_reserving():
 
 @built
 def test_arrays_that_are_not_aligned_are_copied():
-    cache = native.NativeCache(CONFIG, 2)
+    cache = native_cache.NativeCache(CONFIG, 2)
     sequence = cache.new_sequence()
     cache.reserve([sequence], [1])
     row = np.frombuffer(b"x" + np.arange(4, dtype=np.float32).tobytes(), np.float32, offset=1).reshape(1, 4)
@@ -113,9 +113,28 @@ def test_arrays_that_are_not_aligned_are_copied():
     np.testing.assert_array_equal(out, row)
 
 
+@built
+def test_what_a_step_returned_is_filled_again():
+    """And nothing else: C would write beyond it."""
+    cache = native_cache.NativeCache(CONFIG, 2)
+    sequence = cache.new_sequence()
+    cache.reserve([sequence], [2])
+    row = np.arange(4, dtype=np.float32)[None]
+    read_only = row.copy()
+    read_only.flags.writeable = False
+    for wrong in (row.astype(np.int8), row.astype(np.float64), row[:, :3], np.tile(row, 2)[:, ::2], read_only,
+                  np.tile(row, (2, 1)), np.frombuffer(bytearray(17), np.float32, offset=1).reshape(1, 4)):
+        with pytest.raises(ValueError, match="out must be"):
+            cache.step(0, [sequence], [0], [1], row, row, row, row, row, out=wrong)
+    first, _ = cache.step(0, [sequence], [0], [1], row, row, row, row, row)
+    second, _ = cache.step(1, [sequence], [0], [1], row, row, -row, row, row, out=first)
+    assert second is first
+    np.testing.assert_array_equal(first, -row)
+
+
 @pytest.mark.parametrize("handle", [None, "0", [0], 0.0])
 def test_a_handle_that_is_no_integer(handle):
-    cache = native.NativeCache(CONFIG) if native.available() else KVCache(CONFIG)
+    cache = native_cache.NativeCache(CONFIG) if native.available() else KVCache(CONFIG)
     cache.new_sequence()
     with pytest.raises(ValueError, match="is unknown or was released"):
         cache.live_positions(handle, 0)
@@ -130,7 +149,7 @@ def test_widths_that_do_not_fill_the_vectors(head_dim, rank):
     q, k, v = rng.normal(size=(3, 12, 2 * head_dim)).astype(np.float32)
     q_int, k_int = rng.integers(-2, 3, size=(2, 12, rank)).astype(np.float32)
     results = []
-    for cache in (KVCache(config, 4), native.NativeCache(config, 4)):
+    for cache in (KVCache(config, 4), native_cache.NativeCache(config, 4)):
         sequence = cache.new_sequence()
         cache.reserve([sequence], [12])
         results.append(cache.step(0, [sequence], [0], [12], 200 * q, k, v, q_int, k_int, 2.5))
@@ -141,7 +160,7 @@ def test_widths_that_do_not_fill_the_vectors(head_dim, rank):
 
 @built
 def test_poison_reaches_every_dead_slot_and_no_live_one():
-    cache = native.NativeCache(CONFIG, 2)
+    cache = native_cache.NativeCache(CONFIG, 2)
     kept, gone = cache.new_sequence(), cache.new_sequence()
     row = np.ones((3, 4), np.float32)
     cache.reserve([kept, gone], [3, 3])
@@ -168,7 +187,7 @@ def test_a_token_alone_reads_its_value_back_as_stored(kv):
     special = [1 + 2**-11, 1 + 3 * 2**-11, -1 - 2**-11, 2**-25, 3 * 2**-25, -(2**-24), 65519, 65520, -1e6, 1e-30, 0]
     v = np.random.default_rng(0).normal(size=(1, 64)).astype(np.float32)
     v[0, : len(special)] = special
-    cache = native.NativeCache(config, kv=kv)
+    cache = native_cache.NativeCache(config, kv=kv)
     sequence = cache.new_sequence()
     cache.reserve([sequence], [1])
     out, _ = cache.step(0, [sequence], [0], [1], v, v * 0, v)
@@ -179,7 +198,7 @@ def test_a_token_alone_reads_its_value_back_as_stored(kv):
 def test_what_a_row_dropped_has_no_weight_at_all():
     """Not even e^-87 of a huge value, which the row before it, of the same tile, still attends to."""
     config = Config(vocab_size=1, n_positions=4, n_embd=4, n_layer=1, n_head=1)
-    cache = native.NativeCache(config, policy=window(1))
+    cache = native_cache.NativeCache(config, policy=window(1))
     sequence = cache.new_sequence()
     cache.reserve([sequence], [4])
     v = np.arange(16, dtype=np.float32).reshape(4, 4)

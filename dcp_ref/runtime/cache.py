@@ -121,13 +121,14 @@ class KVCache:
     def step(self, layer: int, sequences: Iterable[int], starts: Iterable[int], counts: Iterable[int],
              q: np.ndarray, k: np.ndarray, v: np.ndarray,
              q_int: np.ndarray | None = None, k_int: np.ndarray | None = None, beta: float = 0.0,
-             inherited: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+             inherited: np.ndarray | None = None, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Decode one layer of a ragged block: N = sum(counts) rows, those of sequences[0] first.
 
         sequences[b] has counts[b] rows, at positions starts[b], starts[b] + 1, ...; starts[b] tokens came before.
         q, k, v [N, C]; q_int, k_int [N, r], None unless the policy is learned.
-        Returns out [N, C] and dropped, int32 [n, 2]: (row, position) of each token that left this layer, in ascending
-        order. The next layer takes it as `inherited` under `propagate_in_depth`.
+        Returns out [N, C], fresh unless one that a step returned is given to be filled again, and dropped, int32
+        [n, 2]: (row, position) of each token that left this layer, in ascending order. The next layer takes it as
+        `inherited` under `propagate_in_depth`.
         Raises TypeError or ValueError naming the argument, RuntimeError without `reserve`; nothing has changed then.
         """
         layer = check_layer(self.config, layer)
@@ -138,7 +139,7 @@ class KVCache:
             raise RuntimeError("step without the reserve that it needs")
         n_head, scale = self.config.n_head, self.config.attention_scale(layer)
         k, v = stored(block.k, self.kv, n_head), stored(block.v, self.kv, n_head)
-        out, dropped = np.empty_like(block.q), []
+        out, dropped = np.empty(block.q.shape, np.float32) if out is None else out, []
         row_tokens = [t for t, count in zip(tokens, block.counts, strict=True) for _ in range(count)]
         for row, t in enumerate(row_tokens):
             gone = self._gone(t, block, row)

@@ -96,9 +96,9 @@ class Decoder:
 
     def _blocks(self, sequences, starts, counts, ids, positions, wanted):  # N ids -> the rows wanted, [.., C]
         K, threads, config, C = self.kernels, self.threads, self.config, self.config.n_embd
-        x = K.embedding(ids, positions, self._wte, self._wpe)
+        x = K.embedding(ids, positions, self._wte, self._wpe, threads)
         inherited, interaction = None, {}
-        n = qkv = hidden = None  # memory of one layer serves the next: fresh pages are a tenth of a prompt's time
+        n = qkv = y = hidden = None  # memory of one layer serves the next: fresh pages are a tenth of a prompt's time
         for layer, p in enumerate(self.blocks):
             n = K.layer_norm(x, p["ln_1.weight"], p["ln_1.bias"], config.layer_norm_epsilon, threads, n)
             qkv = K.linear(n, p["attn.c_attn"], threads=threads, out=qkv)
@@ -107,7 +107,7 @@ class Decoder:
                 interaction = {"q_int": both[:, :r], "k_int": both[:, r:], "beta": float(p["attn.int_bias"][0])}
             y, dropped = self._cache.step(
                 layer, sequences, starts, counts, qkv[:, :C], qkv[:, C : 2 * C], qkv[:, 2 * C :], **interaction,
-                inherited=inherited)
+                inherited=inherited, out=y)
             inherited, room = dropped if config.propagate_in_depth else None, x
             if layer == config.n_layer - 1 and len(wanted) < len(x):  # of the others, the cache was all that is needed
                 x, y, n, hidden, room = x[wanted], y[wanted], None, None, None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dcp_ref.interaction import check_threshold
-from dcp_ref.runtime import kernels, native, native_kernels
+from dcp_ref.runtime import kernels, native, native_cache, native_kernels
 from dcp_ref.runtime.block import Stats
 from dcp_ref.runtime.cache import KVCache
 from dcp_ref.runtime.decoder import Decoder
@@ -47,9 +47,9 @@ class Engine:
             raise ValueError(f"max_cache_bytes must be positive or None, not {max_cache_bytes}")
         options: dict[str, Any] = {"max_bytes": max_cache_bytes, "kv": kv, "policy": self.policy,
                                    "threshold": self.threshold}
-        self._cache: KVCache | native.NativeCache
+        self._cache: KVCache | native_cache.NativeCache
         if self.backend == "native":
-            self._cache = native.NativeCache(self.config, threads=self._threads, **options)
+            self._cache = native_cache.NativeCache(self.config, threads=self._threads, **options)
         else:
             self._cache = KVCache(self.config, **options)
         sort = native_kernels if self.backend == "native" else kernels

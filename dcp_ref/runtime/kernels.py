@@ -52,7 +52,7 @@ def activation(x, kind, threads=0, out=None):  # [N, inner]
     return _put(layers.activation(x, kind)[0], out)
 
 
-def embedding(ids, positions, wte: Matrix, wpe):  # int64 [N] x 2, [C, V], [n_positions, C] -> [N, C]
+def embedding(ids, positions, wte: Matrix, wpe, threads=0):  # int64 [N] x 2, [C, V], [n_positions, C] -> [N, C]
     return wte.w[:, ids].T + wpe[positions]
 
 

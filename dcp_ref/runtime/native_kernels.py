@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from dcp_ref.runtime.kernels import pieces
-from dcp_ref.runtime.native import STORAGE, ffi, lib
+from dcp_ref.runtime.native import FLOAT, STORAGE, ffi, lib, rows
 from dcp_ref.runtime.recording import call
 from dcp_ref.runtime.storage import aligned, check_storage
 
-FLOAT = np.dtype(np.float32)
 LANES = 32  # columns of a panel: DCP_LANES
 KINDS = {"gelu_new": 0, "gelu": 1, "relu": 2}
 
@@ -76,7 +75,7 @@ def activation(x, kind, threads=0, out=None):  # [N, inner]
     return y
 
 
-def embedding(ids, positions, wte: Matrix, wpe):  # int64 [N] x 2, [C, V], [n_positions, C] -> [N, C]
+def embedding(ids, positions, wte: Matrix, wpe, threads=0):  # int64 [N] x 2, [C, V], [n_positions, C] -> [N, C]
     ids, positions = np.asarray(ids), np.asarray(positions)
     for name, x, end in (("ids", ids, wte.n_out), ("positions", positions, len(wpe))):
         if (x.size and x.dtype.kind not in "iu") or x.ndim != 1 or x.shape != ids.shape or np.any((x < 0) | (x >= end)):
@@ -84,22 +83,12 @@ def embedding(ids, positions, wte: Matrix, wpe):  # int64 [N] x 2, [C, V], [n_po
     ids, positions = (np.ascontiguousarray(x, np.int64) for x in (ids, positions))
     y = rows(len(ids), wte.n_in)
     call(lib.dcp_embedding, _rows("out", y, y.shape), *(ffi.from_buffer("int64_t[]", x) for x in (ids, positions)),
-         wte.c, _floats("wpe", wpe, (len(wpe), wte.n_in)), len(ids))
+         wte.c, _floats("wpe", wpe, (len(wpe), wte.n_in)), len(ids), threads)
     return y
 
 
 def _or_null(x: np.ndarray | None) -> Any:
     return ffi.NULL if x is None else ffi.from_buffer("float[]", x)
-
-
-def rows(n: int, width: int, out: np.ndarray | None = None) -> np.ndarray:  # [n, width]
-    """Room for n rows, as far apart as C wants them: `out`, or fresh. Raises ValueError when `out` is not such rows."""
-    stride = width if n < 2 else lib.dcp_stride(width)
-    if out is None:
-        return np.empty((n, stride), FLOAT)[:, :width]
-    if (n > 1 and out.strides != (4 * stride, 4)) or not out.flags.writeable:
-        raise ValueError(f"out must be what a kernel returned, or rows({n}, {width})")
-    return out
 
 
 def _rows(name: str, x: np.ndarray, shape: tuple[int, int]) -> Any:

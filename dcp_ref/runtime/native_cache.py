@@ -1,0 +1,246 @@
+"""The cache in C: csrc/dcp.h is its manual."""
+
+import functools
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dcp_ref.config import Config
+from dcp_ref.runtime.block import (
+    Handles,
+    Stats,
+    check_arrays,
+    check_bytes,
+    check_counts,
+    check_layer,
+    check_pages,
+    check_starts,
+    page_layout,
+)
+from dcp_ref.runtime.native import STORAGE, available, ffi, lib, rows
+from dcp_ref.runtime.policies import Policy, float32_threshold, for_model
+from dcp_ref.runtime.recording import call
+from dcp_ref.runtime.storage import aligned, check_storage
+from dcp_ref.runtime.turns import Turns
+
+CHUNK_BYTES = 16 << 20  # of the cache, mapped at once: whole huge pages
+
+
+def _in_turn(method: Callable) -> Callable:
+    """C runs without Python's global lock: threads that share a cache wait for each other."""
+
+    @functools.wraps(method)
+    def waiting(self: "NativeCache", *args: Any, **kwargs: Any) -> Any:
+        with self._turns:
+            return method(self, *args, **kwargs)
+
+    return waiting
+
+
+class _Batch(NamedTuple):
+    """Some sequences and how many rows each has, for C; the last one is kept, as every layer has the same.
+
+    Where the next one differs in `starts` only, these are changed in place: a step's calls can be made again.
+    """
+
+    handles: list[int]
+    counts: list[int]
+    c_sequences: Any  # of dcp_sequence pointers
+    c_starts: Any
+    c_counts: Any
+    starts: list[int]
+    dropped: np.ndarray  # room for the pairs of a step
+
+
+class NativeCache:
+    """The same methods, arguments and results as KVCache, in C.
+
+    A step uses at most `threads` threads, and no more than OpenMP gives (OMP_NUM_THREADS, threadpoolctl); 0 is all.
+    """
+
+    def __init__(self, config: Config, page_slots: int = 32, max_bytes: int | None = None, kv: str = "float32",
+                 policy: Policy | None = None, threshold: float = 0.0, threads: int = 0) -> None:
+        if not available():
+            raise RuntimeError('C extension not built: install a C compiler and reinstall, or use backend="numpy"')
+        check_pages(page_slots, max_bytes)
+        self.config, self.page_slots, self.max_bytes, self.threads = config, page_slots, max_bytes, threads
+        self.kv, self.policy = check_storage("kv", kv), for_model(config, policy)
+        self.threshold = float32_threshold(threshold, self.policy)
+        self._rank = self.policy.rank(config)
+        self._scales = [config.attention_scale(layer) for layer in range(config.n_layer)]
+        self._cache = ffi.gc(self._new_cache(), lib.dcp_cache_clear)
+        self._turns = Turns("cache")
+        self._sequences = Handles()  # of dcp_sequence pointers, which the cache owns
+        self._batch: _Batch | None = None
+
+    def _new_cache(self) -> Any:
+        """An empty dcp_cache. Raises MemoryError."""
+        config, policy = self.config, self.policy
+        if max(config.n_layer, config.n_positions, config.n_embd, self._rank) > 2**24:
+            raise MemoryError(f"no cache for {config}")
+        parts, page_bytes = page_layout(config, self.page_slots, self.kv, policy)
+        threads, v_panels = lib.dcp_threads(self.threads), -(-config.head_dim // lib.DCP_LANES)
+        list_pages = -(-config.n_positions // self.page_slots)
+        tiles = threads * config.n_head * (list_pages + v_panels)
+        self._scratch = aligned((tiles * lib.DCP_TILE_ROWS * lib.DCP_LANES,), "float32")
+        self._round = np.empty(0, np.uint8)
+        return ffi.new("dcp_cache *", {
+            "layers": config.n_layer, "positions": config.n_positions, "heads": config.n_head,
+            "channels": config.n_embd, "head_dim": config.head_dim, "rank": self._rank, "kv": STORAGE[self.kv],
+            "part": parts, "v_panels": v_panels, "list_pages": list_pages,
+            "threads": threads, "scratch": ffi.from_buffer(self._scratch),
+            "policy": {"window": policy.window or 0, "first": policy.first, "stride": policy.stride,
+                       "heavy": policy.heavy or 0, "by_attention": policy.heavy is not None,
+                       "delay": min(config.int_delay, config.n_positions), "threshold": self.threshold},
+            "pool": {"page_slots": self.page_slots, "page_bytes": page_bytes,
+                     "chunk_pages": max(CHUNK_BYTES // page_bytes, 1),
+                     "max_pages": min(self.max_bytes or sys.maxsize, sys.maxsize) // page_bytes}})
+
+    @_in_turn
+    def new_sequence(self) -> int:
+        """A handle of a new, empty sequence. Raises MemoryError."""
+        return self._add(lib.dcp_sequence_new(self._cache))
+
+    @_in_turn
+    def fork(self, sequence: int) -> int:
+        """A handle of a new sequence with the same tokens; what is fed to one does not reach the other.
+
+        Raises ValueError when the sequence is unknown, CacheFull past max_bytes, MemoryError; nothing has changed then.
+        """
+        parent = self._sequences[sequence]
+        self._check_room(sum(slots.pages for slots in self._slots(parent)))
+        return self._add(lib.dcp_sequence_fork(self._cache, parent))
+
+    @_in_turn
+    def release(self, sequence: int) -> None:
+        """Forget a sequence. Raises ValueError when it is unknown."""
+        self._batch = None
+        lib.dcp_sequence_free(self._cache, self._sequences.pop(sequence))
+
+    @_in_turn
+    def reserve(self, sequences: Iterable[int], counts: Iterable[int]) -> None:
+        """Make room in every layer for counts[b] more tokens of sequences[b]: then the steps of these cannot fail.
+
+        Raises ValueError (unknown or repeated sequence, too many tokens), CacheFull or MemoryError; nothing has changed
+        then. Room is for the case that nothing is dropped; the system gives memory only to what is then used.
+        """
+        handles = list(sequences)
+        seen = [max(slots.seen for slots in self._slots(s)) for s in self._sequences.distinct(handles)]
+        counts = check_counts(self.config, seen, counts)
+        batch = self._batch_of(handles, seen, counts)  # after `counts`: a generator may have released one
+        pages = lib.dcp_more_pages(self._cache, batch.c_sequences, batch.c_counts, len(handles), 0, self.config.n_layer)
+        self._check_room(pages)
+        needed = lib.dcp_round_bytes(self._cache, batch.c_counts, len(handles))
+        if needed > len(self._round):
+            self._round = np.empty(needed, np.uint8)
+            self._cache.round, self._cache.round_bytes = ffi.from_buffer(self._round), needed
+        if lib.dcp_pool_grow(ffi.addressof(self._cache, "pool"), pages) != lib.DCP_OK:
+            raise MemoryError("out of memory: release a sequence")
+
+    @_in_turn
+    def trim(self) -> None:
+        """Give the free pages back to the operating system."""
+        lib.dcp_pool_trim(ffi.addressof(self._cache, "pool"))
+
+    @_in_turn
+    def step(self, layer: int, sequences: Iterable[int], starts: Iterable[int], counts: Iterable[int],
+             q: np.ndarray, k: np.ndarray, v: np.ndarray,
+             q_int: np.ndarray | None = None, k_int: np.ndarray | None = None, beta: float = 0.0,
+             inherited: np.ndarray | None = None, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Decode one layer of a ragged block: see KVCache.step. q, k and v may be columns of one array."""
+        layer, handles, starts, counts = check_layer(self.config, layer), list(sequences), list(starts), list(counts)
+        if self._batch is None or (self._batch.handles, self._batch.starts, self._batch.counts) != (
+                handles, starts, counts):
+            seen = [s.layer[layer].seen for s in self._sequences.distinct(handles)]
+            counts = check_counts(self.config, seen, counts)
+            check_starts(seen, starts)
+        arrays = check_arrays(self.config, self.policy, counts, q, k, v, q_int, k_int, beta, inherited)
+        batch = self._batch_of(handles, starts, counts)  # only now: beta's own code may have released a sequence
+        n = len(arrays.q)
+        out = rows(n, self.config.n_embd, out)
+        q, k, v = _strided(arrays.q, arrays.k, arrays.v)
+        q_int, k_int = _strided(arrays.q_int, arrays.k_int)
+        block = ffi.new("dcp_block *", (
+            layer, len(handles), batch.c_sequences, batch.c_starts, batch.c_counts,
+            *[ffi.from_buffer("float[]", x[0]) if n else ffi.NULL for x in (q, k, v, q_int, k_int)],
+            q.strides[0] // 4, q_int.strides[0] // 4, self._scales[layer], arrays.beta,
+            ffi.from_buffer("int32_t[]", arrays.inherited), len(arrays.inherited), self.threads))
+        dropped = call(self._step, ffi.from_buffer("float[]", out[0]) if n else ffi.NULL, batch, block,
+                       (q, k, v, q_int, k_int, arrays.inherited))
+        return out, batch.dropped[:dropped].copy()
+
+    @_in_turn
+    def _step(self, out: Any, batch: _Batch, block: Any, _: tuple) -> int:
+        """dcp_step; the last argument is what the block's pointers point to."""
+        n: int = lib.dcp_step(out, ffi.from_buffer("int32_t[]", batch.dropped), self._cache, block)
+        if n == lib.DCP_EINVAL:
+            found = self._sequences.distinct(batch.handles)
+            check_starts([s.layer[block.layer].seen for s in found], batch.starts)
+        if n < 0:
+            raise RuntimeError("step without the reserve that it needs")
+        return n
+
+    @_in_turn
+    def live_positions(self, sequence: int, layer: int) -> np.ndarray:  # -> int64 [N]
+        """Positions of the live tokens, ascending."""
+        table = self.slot_table(sequence, layer)
+        return np.sort(table[table >= 0]).astype(np.int64)
+
+    @_in_turn
+    def live_counts(self, sequences: Iterable[int]) -> np.ndarray:  # B of them -> int64 [L, B]
+        """How many tokens each layer holds of each sequence."""
+        found = [self._sequences[sequence] for sequence in sequences]
+        return np.array([[s.layer[layer].live for s in found] for layer in range(self.config.n_layer)], np.int64)
+
+    @_in_turn
+    def slot_table(self, sequence: int, layer: int) -> np.ndarray:  # -> int32 [pages, page_slots]
+        """The position of the token in every slot, -1 in a free one."""
+        slots = self._sequences[sequence].layer[check_layer(self.config, layer)]
+        table = np.full((slots.pages, self.page_slots), -1, np.int32)
+        for p, row in enumerate(table):
+            position = lib.dcp_positions(self._cache, slots.page[p])
+            live = [slot for slot in range(self.page_slots) if slots.bitmap[p] >> slot & 1]
+            row[live] = [position[slot] for slot in live]
+        return table
+
+    @_in_turn
+    def stats(self) -> Stats:
+        """Totals over layers and sequences, and the bytes of scratch."""
+        pool, layers = self._cache.pool, [slots for sequence in self._sequences for slots in self._slots(sequence)]
+        return Stats(
+            sum(slots.live for slots in layers), sum(slots.pages for slots in layers) * self.page_slots,
+            (pool.pages - pool.n_free) * pool.page_bytes, pool.pages * pool.page_bytes,
+            self._scratch.nbytes + self._round.nbytes)
+
+    def _slots(self, sequence: Any) -> list[Any]:
+        """The dcp_slots of every layer."""
+        return [sequence.layer[layer] for layer in range(self.config.n_layer)]
+
+    def _check_room(self, pages: int) -> None:
+        """Raises CacheFull when so many free pages are more than the bound allows."""
+        pool = self._cache.pool
+        check_bytes((pool.pages + max(pages - pool.n_free, 0)) * pool.page_bytes, self.max_bytes)
+
+    def _add(self, sequence: Any) -> int:
+        if sequence == ffi.NULL:
+            raise MemoryError("no memory for a new sequence: release another")
+        return self._sequences.add(sequence)
+
+    def _batch_of(self, handles: list, starts: list, counts: list) -> _Batch:
+        batch = self._batch
+        if batch is None or (batch.handles, batch.counts) != (handles, counts):
+            found = self._sequences.distinct(handles)
+            batch = self._batch = _Batch(
+                handles, counts, ffi.new("dcp_sequence *[]", found), ffi.new("size_t[]", starts),
+                ffi.new("size_t[]", counts), starts, np.empty((len(handles) * self.config.n_positions, 2), np.int32))
+        batch.starts[:] = batch.c_starts[0 : len(starts)] = starts
+        return batch
+
+
+def _strided(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The arrays, or copies, with their rows equally far apart in all."""
+    first = arrays[0].strides
+    same = arrays[1].strides == first and arrays[-1].strides == first
+    return arrays if same and first[0] >= 0 and first[0] % 4 == 0 else tuple(map(np.ascontiguousarray, arrays))

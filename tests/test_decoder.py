@@ -8,6 +8,7 @@ from models import moderate_model, random_model
 
 from dcp_ref import Config, Engine
 from dcp_ref.runtime import native
+from dcp_ref.runtime.block import CacheFull, page_bytes
 from dcp_ref.runtime.policies import heavy_hitters, learned
 
 if not native.available():
@@ -22,7 +23,7 @@ def twins(model, **options):
     engines = [Engine(model, "native", **options) for _ in range(2)]
     anew = engines[1]._decoder
     logits = anew.logits
-    anew.logits = lambda *args: (anew.forget(), logits(*args))[1]
+    anew.logits = lambda *args: (setattr(anew, "_step", None), logits(*args))[1]
     return engines
 
 
@@ -109,10 +110,28 @@ def test_an_interrupted_step_is_not_made_again():
     assert engine._decoder._step is None
 
 
-def test_a_released_sequence_is_not_fed_again():
-    """Its memory may be another's."""
-    engine = Engine(MODEL, "native")
-    a = engine.new_sequence()
-    engine.feed([a], [[1]])
-    engine.release(a)
-    assert engine._decoder._step is None
+def test_the_same_step_after_one_that_had_no_room():
+    """What was refused had come as far as the cache."""
+    engines = twins(MODEL, max_cache_bytes=4 * page_bytes(MODEL.config, 32, "float32", learned))
+    for engine in engines:
+        a, b = engine.new_sequence(), engine.new_sequence()
+    for token in range(3):
+        fed(engines, [a], [[token]])
+    for engine in engines:
+        with pytest.raises(CacheFull):
+            engine.feed([b], [[7] * 128])
+    fed(engines, [a], [[3]])
+
+
+def test_the_same_step_after_a_release():
+    """Another sequence has the memory of the one that is gone."""
+    engines = twins(MODEL)
+    for engine in engines:
+        a, b = engine.new_sequence(), engine.new_sequence()
+    for sequence in (a, a, b, a):
+        fed(engines, [sequence], [[1]])
+    for engine in engines:
+        engine.release(a)
+        c = engine.new_sequence()
+    for sequence in (c, b, c, c):
+        fed(engines, [sequence], [[2]])

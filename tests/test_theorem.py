@@ -109,7 +109,7 @@ def test_decoding_is_the_dense_forward(backend, m, schedule, seed, last, thresho
     for call in calls:
         tokens = [texts[b][fed[b] : fed[b] + n].tolist() for b, n in call]
         if not again:
-            engine._decoder.forget()
+            engine._decoder._step = None
         results = engine.feed([handles[b] for b, _ in call], tokens, logits="last" if last else "all")
         for (b, n), got in zip(call, results, strict=True):
             logits, live = expected[b]

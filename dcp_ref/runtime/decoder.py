@@ -16,7 +16,7 @@ MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 class _Step(NamedTuple):
     """A step of one token a sequence: the arrays that differ from one to the next, and its calls."""
 
-    sequences: list[int]
+    batch: Any  # the cache's: what its calls point to
     ids: np.ndarray
     positions: np.ndarray
     calls: Calls
@@ -71,14 +71,13 @@ class Decoder:
         if K is native_kernels and max(counts) == 1 and not config.propagate_in_depth:
             x = self._one_token_each(sequences, starts, counts, ids, positions, wanted)
         else:
-            self._step = None
             x = self._blocks(sequences, starts, counts, ids, positions, wanted)
         x = K.layer_norm(x, *self._ln_f, config.layer_norm_epsilon, self.threads)
         return K.linear(x, self.head, threads=self.threads)
 
     def _one_token_each(self, sequences, starts, counts, ids, positions, wanted):
         step, self._step = self._step, None  # an interrupted one is not made again
-        if step is not None and step.sequences == sequences:
+        if step is not None and step.batch is self._cache.batch:
             step.ids[:], step.positions[:] = ids, positions
             for function, arguments in step.calls:
                 function(*arguments)
@@ -86,13 +85,9 @@ class Decoder:
             ids = ids.astype(np.int64)
             with recording() as calls:
                 x = self._blocks(sequences, starts, counts, ids, positions, wanted)
-            step = _Step(sequences, ids, positions, calls, x)
+            step = _Step(self._cache.batch, ids, positions, calls, x)
         self._step = step
         return step.x
-
-    def forget(self) -> None:
-        """Forget the last step: one of its sequences has gone."""
-        self._step = None
 
     def _blocks(self, sequences, starts, counts, ids, positions, wanted):  # N ids -> the rows wanted, [.., C]
         K, threads, config, C = self.kernels, self.threads, self.config, self.config.n_embd

@@ -83,7 +83,6 @@ class Engine:
         """Forget a sequence and free its slots. Raises ValueError when it is unknown or was released."""
         with self._feeding:
             self._cache.release(sequence)
-            self._decoder.forget()
             del self._length[sequence]
 
     def feed(

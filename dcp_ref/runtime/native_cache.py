@@ -73,7 +73,7 @@ class NativeCache:
         self._cache = ffi.gc(self._new_cache(), lib.dcp_cache_clear)
         self._turns = Turns("cache")
         self._sequences = Handles()  # of dcp_sequence pointers, which the cache owns
-        self._batch: _Batch | None = None
+        self.batch: _Batch | None = None  # of the last `reserve` or `step`
 
     def _new_cache(self) -> Any:
         """An empty dcp_cache. Raises MemoryError."""
@@ -116,7 +116,7 @@ class NativeCache:
     @_in_turn
     def release(self, sequence: int) -> None:
         """Forget a sequence. Raises ValueError when it is unknown."""
-        self._batch = None
+        self.batch = None
         lib.dcp_sequence_free(self._cache, self._sequences.pop(sequence))
 
     @_in_turn
@@ -151,7 +151,7 @@ class NativeCache:
              inherited: np.ndarray | None = None, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Decode one layer of a ragged block: see KVCache.step. q, k and v may be columns of one array."""
         layer, handles, starts, counts = check_layer(self.config, layer), list(sequences), list(starts), list(counts)
-        if self._batch is None or (self._batch.handles, self._batch.starts, self._batch.counts) != (
+        if self.batch is None or (self.batch.handles, self.batch.starts, self.batch.counts) != (
                 handles, starts, counts):
             seen = [s.layer[layer].seen for s in self._sequences.distinct(handles)]
             counts = check_counts(self.config, seen, counts)
@@ -229,10 +229,10 @@ class NativeCache:
         return self._sequences.add(sequence)
 
     def _batch_of(self, handles: list, starts: list, counts: list) -> _Batch:
-        batch = self._batch
+        batch = self.batch
         if batch is None or (batch.handles, batch.counts) != (handles, counts):
             found = self._sequences.distinct(handles)
-            batch = self._batch = _Batch(
+            batch = self.batch = _Batch(
                 handles, counts, ffi.new("dcp_sequence *[]", found), ffi.new("size_t[]", starts),
                 ffi.new("size_t[]", counts), starts, np.empty((len(handles) * self.config.n_positions, 2), np.int32))
         batch.starts[:] = batch.c_starts[0 : len(starts)] = starts

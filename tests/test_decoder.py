@@ -123,6 +123,45 @@ def test_the_same_step_after_one_that_had_no_room():
     fed(engines, [a], [[3]])
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_a_sequence_released_in_the_middle_of_its_step(again, monkeypatch):
+    """As a signal's handler can: an error, where C would read freed memory."""
+    engine = Engine(MODEL, "native")
+    a, b = engine.new_sequence(), engine.new_sequence()
+    for token in range(2 * again):
+        engine.feed([a], [[token]])
+    step = engine._cache._step.__func__
+
+    def release(cache, *args):
+        if a in engine._length:
+            engine.release(a)
+            engine.fork(b)
+        return step(cache, *args)
+
+    monkeypatch.setattr(type(engine._cache), "_step", release)
+    if again:
+        engine._decoder._step.calls.insert(1, (engine.release, (a,)))
+    with pytest.raises((RuntimeError, KeyError, ValueError), match="released"):
+        engine.feed([a], [[7]])
+
+
+def test_another_engine_fed_in_the_middle_of_a_step(monkeypatch):
+    engines, other = twins(MODEL), Engine(MODEL, "native")
+    for engine in engines:
+        a = engine.new_sequence()
+    sequence, step = other.new_sequence(), engines[0]._cache.step
+
+    def feed_both(*args, **kwargs):
+        other.feed([sequence], [[1]])
+        other.feed([sequence], [[1, 2]])
+        return step(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engines[0]._cache, "step", feed_both)
+        fed(engines, [a], [[3]])
+    fed(engines, [a], [[4]])
+
+
 def test_the_same_step_after_a_release():
     """Another sequence has the memory of the one that is gone."""
     engines = twins(MODEL)

@@ -86,6 +86,7 @@ def test_logits_are_fresh_float32_in_call_order(backend):
     kept = [row.copy() for row in rows]
     last = engine.feed([a, b], [[5], [6, 7]])
     assert [row.shape for row in last] == [(SMALL.vocab_size,)] * 2
+    engine.feed([a, b], [np.array([1], np.uint64), [2]])  # which NumPy would join as float64
     for row, copy in zip(rows, kept, strict=True):
         np.testing.assert_array_equal(row, copy)
     expected = forward(params, [[1, 2, 3, 6, 7]], SMALL).logits[0]

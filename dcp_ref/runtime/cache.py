@@ -135,6 +135,8 @@ class KVCache:
         tokens = [layers[layer] for layers in self._sequences.distinct(sequences)]
         block = check_block(
             self.config, [t.seen for t in tokens], starts, counts, q, k, v, q_int, k_int, beta, inherited, self.policy)
+        if out is not None and (out.shape != block.q.shape or out.dtype != np.float32):
+            raise ValueError(f"out must be what a step returned, float32 {block.q.shape}")
         if self._owned() + sum(map(self._more_pages, tokens, block.counts)) > self._pages:
             raise RuntimeError("step without the reserve that it needs")
         n_head, scale = self.config.n_head, self.config.attention_scale(layer)

@@ -67,13 +67,14 @@ class Decoder:
         The cache must have room. `wanted` are the rows, ascending, whose logits are returned.
         """
         K, config = self.kernels, self.config
-        positions = np.concatenate([np.arange(start, start + n) for start, n in zip(starts, counts, strict=True)])
-        if K is native_kernels and max(counts) == 1 and not config.propagate_in_depth:
-            x = self._one_token_each(sequences, starts, counts, ids, positions, wanted)
-        else:
-            x = self._blocks(sequences, starts, counts, ids, positions, wanted)
-        x = K.layer_norm(x, *self._ln_f, config.layer_norm_epsilon, self.threads)
-        return K.linear(x, self.head, threads=self.threads)
+        positions = np.concatenate([np.arange(start, start + n, dtype=np.int64)
+                                    for start, n in zip(starts, counts, strict=True)])
+        one_each = K is native_kernels and max(counts) == 1 and not config.propagate_in_depth
+        with recording(False):  # another engine's step may be under way in this thread
+            walk = self._one_token_each if one_each else self._blocks
+            x = walk(sequences, starts, counts, ids, positions, wanted)
+            x = K.layer_norm(x, *self._ln_f, config.layer_norm_epsilon, self.threads)
+            return K.linear(x, self.head, threads=self.threads)
 
     def _one_token_each(self, sequences, starts, counts, ids, positions, wanted):
         step, self._step = self._step, None  # an interrupted one is not made again
@@ -82,10 +83,10 @@ class Decoder:
             for function, arguments in step.calls:
                 function(*arguments)
         else:
-            ids = ids.astype(np.int64)
+            batch = self._cache.batch
             with recording() as calls:
                 x = self._blocks(sequences, starts, counts, ids, positions, wanted)
-            step = _Step(self._cache.batch, ids, positions, calls, x)
+            step = _Step(batch, ids, positions, calls, x)
         self._step = step
         return step.x
 

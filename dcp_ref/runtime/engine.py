@@ -108,7 +108,8 @@ class Engine:
         self._length.update(dict.fromkeys(sequences))
         ends = np.cumsum(counts)
         wanted = ends - 1 if logits == "last" else np.arange(ends[-1])
-        result = self._decoder.logits(sequences, starts, counts, np.concatenate(ids), wanted)
+        ids = np.concatenate(ids, dtype=np.int64, casting="unsafe")  # checked: uint64 too
+        result = self._decoder.logits(sequences, starts, counts, ids, wanted)
         self._length.update(zip(sequences, map(operator.add, starts, counts), strict=True))
         return list(result) if logits == "last" else np.split(result, ends[:-1])
 

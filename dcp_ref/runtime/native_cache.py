@@ -173,7 +173,12 @@ class NativeCache:
 
     @_in_turn
     def _step(self, out: Any, batch: _Batch, block: Any, _: tuple) -> int:
-        """dcp_step; the last argument is what the block's pointers point to."""
+        """dcp_step; the last argument is what the block's pointers point to.
+
+        Raises RuntimeError when a sequence has been released since: a signal's handler can do that.
+        """
+        if batch is not self.batch:
+            raise RuntimeError("a sequence was released in the middle of its step")
         n: int = lib.dcp_step(out, ffi.from_buffer("int32_t[]", batch.dropped), self._cache, block)
         if n == lib.DCP_EINVAL:
             found = self._sequences.distinct(batch.handles)

@@ -23,11 +23,11 @@ def call(function: Callable, *arguments: Any) -> Any:
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[Calls]:
-    """The list that this thread's calls are added to, in order. Arguments stay alive with it."""
-    calls: Calls = []
-    _recording.calls = calls
+def recording(wanted: bool = True) -> Iterator[Calls]:
+    """The list that this thread's calls are added to, in order; or to none, until the body ends, where not `wanted`."""
+    outer, calls = _recording.calls, Calls()
     try:
+        _recording.calls = calls if wanted else None
         yield calls
     finally:
-        _recording.calls = None
+        _recording.calls = outer

@@ -60,7 +60,7 @@ void dcp_embedding(float *y, const int64_t *ids, const int64_t *positions, const
                    size_t rows, size_t threads)
 {
     const size_t n = wte->n_in;
-    threads = dcp_threads_for(64 * rows * n, threads); /* each number is on a line of its own */
+    threads = dcp_threads_for(64 * rows * n, threads); /* a cache line for each number, or few */
 #pragma omp parallel for num_threads((int)threads) schedule(static)
     for (size_t r = 0; r < rows; r++) {
         const size_t id = (size_t)ids[r];

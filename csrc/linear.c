@@ -55,7 +55,7 @@ INLINE void multiply(dcp_tile sum, const float *restrict x, size_t stride, const
     memset(own, 0, rows * sizeof *own);
     size_t k = 0;
     for (; k + 4 <= n; k += 4) {
-        /* Several rows are work enough to fetch meanwhile what is 8 KB ahead; a key's panel ends before. */
+        /* Several rows are work enough to fetch meanwhile what is 8 KB ahead; keys mostly end before. */
         for (size_t i = 0; i < (size_t)8 >> type && rows > (type == DCP_FLOAT32 ? 8 : 1) && n > 128; i++)
             __builtin_prefetch((const char *)panel + offset(k, 0, type) + 64 * (128 + i));
 #pragma GCC unroll 4

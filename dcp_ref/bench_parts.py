@@ -14,7 +14,7 @@ from dcp_ref.runtime import native_kernels
 from dcp_ref.runtime.decoder import MATRICES
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.native_cache import NativeCache
-from dcp_ref.runtime.recording import Calls, recording
+from dcp_ref.runtime.recording import Calls, again, recording
 from dcp_ref.weights import Model
 
 KV_BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1.0}  # a number; the scales of int8 not counted
@@ -52,8 +52,7 @@ class Attention:
         """One token of each sequence, in every layer; after the first time the same calls again, as a decoder's."""
         batch = len(self.sequences)
         self.cache.reserve(self.sequences, [1] * batch)
-        for function, arguments in self._calls:
-            function(*arguments)
+        again(self._calls)
         if not self._calls:
             with recording() as self._calls:
                 for layer in range(self.config.n_layer):

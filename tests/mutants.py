@@ -150,6 +150,7 @@ MUTANTS = [
     Mutant("a step made again with the tokens of the one before", DECODER, "step.ids[:], step.positions[:] = ids, ",
            "_, step.positions[:] = ids, ", AGAIN),
     Mutant("a step made again with other sequences", DECODER, "and step.batch is self._cache.batch", "", AGAIN),
+    Mutant("a recording of two batches made again", DECODER, "_Step(batch,", "_Step(self._cache.batch,", AGAIN),
     Mutant("an interrupted step made again", DECODER, "step, self._step = self._step, None",
            "step = self._step", AGAIN),
     Mutant("a prompt's last layer for other rows", DECODER, "x[wanted], y[wanted]", "x[-len(wanted) :], y[wanted]",

@@ -145,6 +145,26 @@ def test_a_sequence_released_in_the_middle_of_its_step(again, monkeypatch):
         engine.feed([a], [[7]])
 
 
+def test_another_sequence_released_while_a_step_is_recorded(monkeypatch):
+    """The layers after that have another batch: the step is not made again."""
+    engines = twins(MODEL)
+    for engine in engines:
+        a, b = engine.new_sequence(), engine.new_sequence()
+    step = engines[0]._cache.step
+
+    def release(*args, **kwargs):
+        result = step(*args, **kwargs)
+        if b in engines[0]._length:
+            engines[0].release(b)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engines[0]._cache, "step", release)
+        fed(engines, [a], [[3]])
+    for token in range(3):
+        fed(engines, [a], [[token]])
+
+
 def test_another_engine_fed_in_the_middle_of_a_step(monkeypatch):
     engines, other = twins(MODEL), Engine(MODEL, "native")
     for engine in engines:

@@ -7,7 +7,7 @@ import numpy as np
 from dcp_ref import files
 from dcp_ref.block import block_params
 from dcp_ref.runtime import native_kernels
-from dcp_ref.runtime.recording import Calls, recording
+from dcp_ref.runtime.recording import Calls, again, recording
 from dcp_ref.weights import Model
 
 MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -80,8 +80,7 @@ class Decoder:
         step, self._step = self._step, None  # an interrupted one is not made again
         if step is not None and step.batch is self._cache.batch:
             step.ids[:], step.positions[:] = ids, positions
-            for function, arguments in step.calls:
-                function(*arguments)
+            again(step.calls)
         else:
             batch = self._cache.batch
             with recording() as calls:

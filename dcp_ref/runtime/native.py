@@ -41,3 +41,8 @@ def rows(n: int, width: int, out: np.ndarray | None = None) -> np.ndarray:  # [n
     if out.shape != (n, width) or out.dtype != FLOAT or apart or not flags.writeable or not flags.aligned:
         raise ValueError(f"out must be what a kernel returned, or rows({n}, {width})")
     return out
+
+
+def pointer(x: np.ndarray) -> Any:
+    """Where rows of floats start, keeping them alive; NULL where there are none."""
+    return ffi.from_buffer("float[]", x[0]) if len(x) else ffi.NULL

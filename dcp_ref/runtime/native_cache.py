@@ -1,8 +1,7 @@
 """The cache in C: csrc/dcp.h is its manual."""
 
-import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,24 +18,13 @@ from dcp_ref.runtime.block import (
     check_starts,
     page_layout,
 )
-from dcp_ref.runtime.native import STORAGE, available, ffi, lib, rows
+from dcp_ref.runtime.native import STORAGE, available, ffi, lib, pointer, rows
 from dcp_ref.runtime.policies import Policy, float32_threshold, for_model
 from dcp_ref.runtime.recording import call
 from dcp_ref.runtime.storage import aligned, check_storage
-from dcp_ref.runtime.turns import Turns
+from dcp_ref.runtime.turns import Turns, in_turn
 
 CHUNK_BYTES = 16 << 20  # of the cache, mapped at once: whole huge pages
-
-
-def _in_turn(method: Callable) -> Callable:
-    """C runs without Python's global lock: threads that share a cache wait for each other."""
-
-    @functools.wraps(method)
-    def waiting(self: "NativeCache", *args: Any, **kwargs: Any) -> Any:
-        with self._turns:
-            return method(self, *args, **kwargs)
-
-    return waiting
 
 
 class _Batch(NamedTuple):
@@ -98,12 +86,12 @@ class NativeCache:
                      "chunk_pages": max(CHUNK_BYTES // page_bytes, 1),
                      "max_pages": min(self.max_bytes or sys.maxsize, sys.maxsize) // page_bytes}})
 
-    @_in_turn
+    @in_turn
     def new_sequence(self) -> int:
         """A handle of a new, empty sequence. Raises MemoryError."""
         return self._add(lib.dcp_sequence_new(self._cache))
 
-    @_in_turn
+    @in_turn
     def fork(self, sequence: int) -> int:
         """A handle of a new sequence with the same tokens; what is fed to one does not reach the other.
 
@@ -113,13 +101,14 @@ class NativeCache:
         self._check_room(sum(slots.pages for slots in self._slots(parent)))
         return self._add(lib.dcp_sequence_fork(self._cache, parent))
 
-    @_in_turn
+    @in_turn
     def release(self, sequence: int) -> None:
         """Forget a sequence. Raises ValueError when it is unknown."""
+        found = self._sequences.pop(sequence)
         self.batch = None
-        lib.dcp_sequence_free(self._cache, self._sequences.pop(sequence))
+        lib.dcp_sequence_free(self._cache, found)
 
-    @_in_turn
+    @in_turn
     def reserve(self, sequences: Iterable[int], counts: Iterable[int]) -> None:
         """Make room in every layer for counts[b] more tokens of sequences[b]: then the steps of these cannot fail.
 
@@ -139,12 +128,12 @@ class NativeCache:
         if lib.dcp_pool_grow(ffi.addressof(self._cache, "pool"), pages) != lib.DCP_OK:
             raise MemoryError("out of memory: release a sequence")
 
-    @_in_turn
+    @in_turn
     def trim(self) -> None:
         """Give the free pages back to the operating system."""
         lib.dcp_pool_trim(ffi.addressof(self._cache, "pool"))
 
-    @_in_turn
+    @in_turn
     def step(self, layer: int, sequences: Iterable[int], starts: Iterable[int], counts: Iterable[int],
              q: np.ndarray, k: np.ndarray, v: np.ndarray,
              q_int: np.ndarray | None = None, k_int: np.ndarray | None = None, beta: float = 0.0,
@@ -158,20 +147,18 @@ class NativeCache:
             check_starts(seen, starts)
         arrays = check_arrays(self.config, self.policy, counts, q, k, v, q_int, k_int, beta, inherited)
         batch = self._batch_of(handles, starts, counts)  # only now: beta's own code may have released a sequence
-        n = len(arrays.q)
-        out = rows(n, self.config.n_embd, out)
+        out = rows(len(arrays.q), self.config.n_embd, out)
         q, k, v = _strided(arrays.q, arrays.k, arrays.v)
         q_int, k_int = _strided(arrays.q_int, arrays.k_int)
         block = ffi.new("dcp_block *", (
             layer, len(handles), batch.c_sequences, batch.c_starts, batch.c_counts,
-            *[ffi.from_buffer("float[]", x[0]) if n else ffi.NULL for x in (q, k, v, q_int, k_int)],
+            *map(pointer, (q, k, v, q_int, k_int)),
             q.strides[0] // 4, q_int.strides[0] // 4, self._scales[layer], arrays.beta,
             ffi.from_buffer("int32_t[]", arrays.inherited), len(arrays.inherited), self.threads))
-        dropped = call(self._step, ffi.from_buffer("float[]", out[0]) if n else ffi.NULL, batch, block,
-                       (q, k, v, q_int, k_int, arrays.inherited))
+        dropped = call(self._step, pointer(out), batch, block, (q, k, v, q_int, k_int, arrays.inherited))
         return out, batch.dropped[:dropped].copy()
 
-    @_in_turn
+    @in_turn
     def _step(self, out: Any, batch: _Batch, block: Any, _: tuple) -> int:
         """dcp_step; the last argument is what the block's pointers point to.
 
@@ -187,19 +174,19 @@ class NativeCache:
             raise RuntimeError("step without the reserve that it needs")
         return n
 
-    @_in_turn
+    @in_turn
     def live_positions(self, sequence: int, layer: int) -> np.ndarray:  # -> int64 [N]
         """Positions of the live tokens, ascending."""
         table = self.slot_table(sequence, layer)
         return np.sort(table[table >= 0]).astype(np.int64)
 
-    @_in_turn
+    @in_turn
     def live_counts(self, sequences: Iterable[int]) -> np.ndarray:  # B of them -> int64 [L, B]
         """How many tokens each layer holds of each sequence."""
         found = [self._sequences[sequence] for sequence in sequences]
         return np.array([[s.layer[layer].live for s in found] for layer in range(self.config.n_layer)], np.int64)
 
-    @_in_turn
+    @in_turn
     def slot_table(self, sequence: int, layer: int) -> np.ndarray:  # -> int32 [pages, page_slots]
         """The position of the token in every slot, -1 in a free one."""
         slots = self._sequences[sequence].layer[check_layer(self.config, layer)]
@@ -210,7 +197,7 @@ class NativeCache:
             row[live] = [position[slot] for slot in live]
         return table
 
-    @_in_turn
+    @in_turn
     def stats(self) -> Stats:
         """Totals over layers and sequences, and the bytes of scratch."""
         pool, layers = self._cache.pool, [slots for sequence in self._sequences for slots in self._slots(sequence)]

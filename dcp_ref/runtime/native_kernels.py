@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dcp_ref.runtime.kernels import pieces
-from dcp_ref.runtime.native import FLOAT, STORAGE, ffi, lib, rows
+from dcp_ref.runtime.native import FLOAT, STORAGE, ffi, lib, pointer, rows
 from dcp_ref.runtime.recording import call
 from dcp_ref.runtime.storage import aligned, check_storage
 
@@ -55,7 +55,7 @@ def linear(x, w: Matrix, add=None, threads=0, out=None):  # [N, in], [N, out] ->
     n = len(x)
     y = rows(n, w.n_out, out)
     added = ffi.NULL if add is None else _rows("add", add, y.shape)
-    call(lib.dcp_linear, _rows("out", y, y.shape), _rows("x", x, (n, w.n_in)), added, w.c, n, threads)
+    call(lib.dcp_linear, pointer(y), _rows("x", x, (n, w.n_in)), added, w.c, n, threads)
     return y
 
 
@@ -63,7 +63,7 @@ def layer_norm(x, g, b, epsilon, threads=0, out=None):  # [N, C], [C], [C] -> [N
     """`out` may be x."""
     n, C = x.shape
     y, g, b = rows(n, C, out), _floats("g", g, (C,)), _floats("b", b, (C,))
-    call(lib.dcp_layer_norm, _rows("out", y, x.shape), _rows("x", x, x.shape), g, b, epsilon, n, C, threads)
+    call(lib.dcp_layer_norm, pointer(y), _rows("x", x, x.shape), g, b, epsilon, n, C, threads)
     return y
 
 
@@ -71,7 +71,7 @@ def activation(x, kind, threads=0, out=None):  # [N, inner]
     """`gelu_new`, `gelu` or `relu`. `out` may be x."""
     n, width = x.shape
     y, numbers = rows(n, width, out), n and (n - 1) * lib.dcp_stride(width) + width
-    call(lib.dcp_activation, _rows("out", y, x.shape), _rows("x", x, x.shape), KINDS[kind], numbers, threads)
+    call(lib.dcp_activation, pointer(y), _rows("x", x, x.shape), KINDS[kind], numbers, threads)
     return y
 
 
@@ -82,7 +82,7 @@ def embedding(ids, positions, wte: Matrix, wpe, threads=0):  # int64 [N] x 2, [C
             raise ValueError(f"{name} must be integers [N] in [0, {end})")
     ids, positions = (np.ascontiguousarray(x, np.int64) for x in (ids, positions))
     y = rows(len(ids), wte.n_in)
-    call(lib.dcp_embedding, _rows("out", y, y.shape), *(ffi.from_buffer("int64_t[]", x) for x in (ids, positions)),
+    call(lib.dcp_embedding, pointer(y), *(ffi.from_buffer("int64_t[]", x) for x in (ids, positions)),
          wte.c, _floats("wpe", wpe, (len(wpe), wte.n_in)), len(ids), threads)
     return y
 
@@ -101,7 +101,7 @@ def _rows(name: str, x: np.ndarray, shape: tuple[int, int]) -> Any:
         apart = rows(n, width)
         apart[:] = x
         x = apart
-    return ffi.from_buffer("float[]", x[0])
+    return pointer(x)
 
 
 def _floats(name: str, x: np.ndarray, shape: tuple[int, ...]) -> Any:

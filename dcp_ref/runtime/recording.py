@@ -22,6 +22,12 @@ def call(function: Callable, *arguments: Any) -> Any:
     return function(*arguments)
 
 
+def again(calls: Calls) -> None:
+    """Make these calls, in order."""
+    for function, arguments in calls:
+        function(*arguments)
+
+
 @contextlib.contextmanager
 def recording(wanted: bool = True) -> Iterator[Calls]:
     """The list that this thread's calls are added to, in order; or to none, until the body ends, where not `wanted`."""

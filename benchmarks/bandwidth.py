@@ -18,28 +18,26 @@ def reader(reduction, parts, pool):
 
 
 @contextlib.contextmanager
-def readers(threads=None):
-    """{name: a call that reads BYTES once, by so many threads (None: all)}."""
+def readers(threads=None, **others):
+    """{name: (a call that reads memory once, by so many threads (None: all); its bytes)}; `others` are more such."""
     threads = threads or len(os.sched_getaffinity(0))
     array = np.empty(BYTES // 4, dtype=np.float32)  # np.empty asks for huge pages
     array.fill(1)  # a page never written reads as the one shared page of zeros
     with ThreadPoolExecutor(threads) as pool:
         parts = np.array_split(array, threads)
-        yield {name: reader(function, parts, pool) for name, function in REDUCTIONS.items()}
+        yield {name: (reader(function, parts, pool), BYTES) for name, function in REDUCTIONS.items()} | others
 
 
-def read_bandwidth(threads=None, rounds=7, kernel=None, kernel_bytes=0):
+def read_bandwidth(threads=None, rounds=7, **others):
     """Bytes a second of {reader: best of `rounds`}, interleaved; "best" is the largest of them all.
 
-    `kernel` is one more reader, of `kernel_bytes` a call (at least 1 GB, as the array that NumPy reads). The best call
-    counts and not the median: interference only ever slows a read down, and a limit must not be beaten.
+    `others` are as for `readers`, and should read 1 GB, as NumPy's do. The best call counts and not the median:
+    interference only ever slows a read down, and a limit must not be beaten.
     """
-    with readers(threads) as calls:
-        sizes = dict.fromkeys(calls, BYTES)
-        if kernel is not None:
-            calls["kernel"], sizes["kernel"] = kernel, kernel_bytes
-        timings = interleaved(calls, rounds, pause=0, title="read bandwidth")
-    rates = {name: sizes[name] / min(timing.calls) for name, timing in timings.items()}
+    with readers(threads, **others) as reading:
+        timings = interleaved({name: call for name, (call, _) in reading.items()}, rounds, pause=0,
+                              title="read bandwidth")
+        rates = {name: size / min(timings[name].calls) for name, (_, size) in reading.items()}
     return rates | {"best": max(rates.values())}
 
 

@@ -19,6 +19,7 @@ from dcp_ref.timing import interleaved
 
 TINY = Config(vocab_size=1000, n_embd=128, n_layer=2, n_head=2, int_n_embd=16, eos_token_id=None)
 OURS = {"no scores": None, "0% dropped": 0.0, "80% dropped": 0.8}  # share dropped by the learned rule; None: dense
+SHORT = 3  # times as many rounds for calls that are short
 CONTEXT = 900  # where those shares are reached: midway, about, when the prompt has 880 tokens
 
 
@@ -28,12 +29,12 @@ class Rows(NamedTuple):
     batch: int
     prompt: int
     steps: int  # of a call that is timed; 0: the prompt itself is
-    repeat: int  # times as many rounds as asked for: short calls need more
     ours: tuple[str, ...]
     same: tuple
     other: tuple = ()
     weights: str = "float32"
     kv: str = "float32"
+    repeat: int = 1  # times as many rounds as asked for
 
 
 class Setting:
@@ -78,7 +79,7 @@ def kernel_reader():
 
 def bandwidth(rounds=5):
     """Bytes a second: the best of NumPy's sums and of our own kernel with 1 row, each over 1 GB, on all threads."""
-    return read_bandwidth(THREADS, rounds, *kernel_reader())
+    return read_bandwidth(THREADS, rounds, kernel=kernel_reader())
 
 
 def between_bandwidths(measure, *arguments):
@@ -162,13 +163,13 @@ FLOAT32 = ((Transformers, {}), (LlamaCpp, {}), (CTranslate2, {}))
 LLAMA_F16_KV = ((LlamaCpp, {"kv": "f16"}),)  # its default
 NOTHING, BOTH = ("no scores", "0% dropped"), ("no scores", "0% dropped", "80% dropped")
 VERSUS = {
-    "batch1-64": Rows(1, 64, 8, 3, NOTHING, FLOAT32, LLAMA_F16_KV),
-    "batch1-880": Rows(1, 880, 8, 1, BOTH, FLOAT32, LLAMA_F16_KV),
-    "batch1-float16": Rows(1, 64, 8, 3, NOTHING, ((LlamaCpp, {"weight_type": "f16", "kv": "f16"}),), (),
-                           "float16", "float16"),
-    "batch1-int8": Rows(1, 64, 8, 3, NOTHING, ((LlamaCpp, {"weight_type": "q8_0", "kv": "f16"}),),
-                        ((CTranslate2, {"weight_type": "int8"}),), "int8", "float16"),
-    "batch8": Rows(8, 880, 6, 1, BOTH, FLOAT32, LLAMA_F16_KV),
-    "batch32": Rows(32, 880, 3, 1, BOTH, FLOAT32, LLAMA_F16_KV),
-    "prompt": Rows(1, 880, 0, 1, BOTH, FLOAT32, LLAMA_F16_KV),
+    "batch1-64": Rows(1, 64, 8, NOTHING, FLOAT32, LLAMA_F16_KV, repeat=SHORT),
+    "batch1-880": Rows(1, 880, 8, BOTH, FLOAT32, LLAMA_F16_KV),
+    "batch1-float16": Rows(1, 64, 8, NOTHING, ((LlamaCpp, {"weight_type": "f16", "kv": "f16"}),), (),
+                           "float16", "float16", SHORT),
+    "batch1-int8": Rows(1, 64, 8, NOTHING, ((LlamaCpp, {"weight_type": "q8_0", "kv": "f16"}),),
+                        ((CTranslate2, {"weight_type": "int8"}),), "int8", "float16", SHORT),
+    "batch8": Rows(8, 880, 6, BOTH, FLOAT32, LLAMA_F16_KV),
+    "batch32": Rows(32, 880, 3, BOTH, FLOAT32, LLAMA_F16_KV),
+    "prompt": Rows(1, 880, 0, BOTH, FLOAT32, LLAMA_F16_KV),
 }

@@ -27,8 +27,8 @@ import sys
 from pathlib import Path
 
 import report
-from bandwidth import BYTES, readers
-from contest import VERSUS, Setting, between_bandwidths, held, kernel_reader, versus
+from bandwidth import readers
+from contest import SHORT, VERSUS, Setting, between_bandwidths, held, kernel_reader, versus
 from rivals import THREADS
 
 from dcp_ref import Engine, bench_parts
@@ -58,18 +58,17 @@ def pruning(setting, batch):
 def attention(setting):
     """Seconds of all layers' attention alone, batch 32, and the keys and values that it reads; and, in the same rounds,
     of each way to read memory, and its bytes."""
-    rounds = 3 * setting.rounds
+    rounds = SHORT * setting.rounds
     alone = {str(live): bench_parts.Attention(setting.config, 32, live, rounds + 1, threads=THREADS)
              for live in (256, 896)}
     first = {live: one.bytes_read for live, one in alone.items()}
-    with readers(THREADS) as reading:
-        sizes = dict.fromkeys(reading, BYTES)
-        reading["kernel"], sizes["kernel"] = kernel_reader()
-        timings = calls(interleaved({live: one.step for live, one in alone.items()} | reading, rounds, pause=0.01,
-                                    title="attention"))
+    with readers(THREADS, kernel=kernel_reader()) as reading:
+        contenders = {live: one.step for live, one in alone.items()}
+        contenders |= {name: call for name, (call, _) in reading.items()}
+        timings = calls(interleaved(contenders, rounds, pause=0.01, title="attention"))
     return {"live": {live: {"calls": timings[live], "bytes": (first[live] + one.bytes_read) / 2}
                      for live, one in alone.items()},
-            "readers": {name: {"calls": timings[name], "bytes": size} for name, size in sizes.items()}}
+            "readers": {name: {"calls": timings[name], "bytes": size} for name, (_, size) in reading.items()}}
 
 
 def linear(setting):

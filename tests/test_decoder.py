@@ -9,6 +9,7 @@ from models import moderate_model, random_model
 from dcp_ref import Config, Engine
 from dcp_ref.runtime import native
 from dcp_ref.runtime.block import CacheFull, page_bytes
+from dcp_ref.runtime.decoder import MATRICES
 from dcp_ref.runtime.policies import heavy_hitters, learned
 
 if not native.available():
@@ -194,3 +195,12 @@ def test_the_same_step_after_a_release():
         c = engine.new_sequence()
     for sequence in (c, b, c, c):
         fed(engines, [sequence], [[2]])
+
+
+def test_weights_stand_side_by_side():
+    """As they are read: one after the other in as few large pages as may be."""
+    decoder = Engine(MODEL, "native")._decoder
+    panels = [decoder._wte.panels, *(p[name].panels for p in decoder.blocks for name in MATRICES)]
+    ends = [x.ctypes.data + x.nbytes for x in panels]
+    gaps = [x.ctypes.data - end for x, end in zip(panels[1:], ends, strict=False)]
+    assert all(0 <= gap < 64 + 128 * MODEL.config.n_embd * 4 for gap in gaps)  # in between: attn.int, and alignment

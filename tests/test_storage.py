@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from dcp_ref.runtime.storage import STORAGES, check_storage, dequantized, quantized, stored
+from dcp_ref.runtime.storage import STORAGES, Room, check_storage, dequantized, quantized, stored
 
 F = np.float32
 SMALLEST = 2.0**-149
@@ -136,3 +136,21 @@ def test_storages_have_names():
             check_storage("kv", wrong)
         with pytest.raises(ValueError, match="storage must be one of"):
             quantized(np.ones((2, 2), F), wrong)
+
+
+@given(st.lists(st.tuples(arrays.array_shapes(max_side=9), st.sampled_from(STORAGES)), max_size=12))
+def test_arrays_in_a_room_have_memory_of_their_own(wanted):
+    room = Room(1024)
+    made = [room.array(shape, dtype) for shape, dtype in wanted]
+    for i, array in enumerate(made):
+        array[...] = i
+    for i, (array, (shape, dtype)) in enumerate(zip(made, wanted, strict=True)):
+        assert array.shape == shape and array.dtype == dtype and array.ctypes.data % 64 == 0
+        np.testing.assert_array_equal(array, i)
+
+
+def test_arrays_in_a_room_stand_side_by_side():
+    room = Room(4096)
+    first, second, large, third = (room.array((n,), "int8") for n in (100, 3800, 5000, 64))
+    assert second.ctypes.data - first.ctypes.data == 128
+    assert large.base is not second.base and third.base is not second.base

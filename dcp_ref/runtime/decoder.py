@@ -8,6 +8,7 @@ from dcp_ref import files
 from dcp_ref.block import block_params
 from dcp_ref.runtime import native_kernels
 from dcp_ref.runtime.recording import Calls, again, recording
+from dcp_ref.runtime.storage import Room
 from dcp_ref.weights import Model
 
 MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
@@ -34,11 +35,11 @@ class Decoder:
         """Packs the weights tensor by tensor: mapped ones are in memory once. Raises ValueError naming one."""
         self.config, self.threads, self.kernels, self._cache = model.config, threads, kernels, cache
         self._step: _Step | None = None
-        params, config = model.params, model.config
+        params, config, room = model.params, model.config, Room()
 
         def pack(name: str, w: np.ndarray, bias: np.ndarray | None = None, storage: str = weights) -> Any:
             try:
-                return kernels.pack(w, bias, storage)
+                return kernels.pack(w, bias, storage, room)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
             finally:

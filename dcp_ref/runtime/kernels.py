@@ -1,8 +1,8 @@
 """The kernels of a decode step in NumPy: what those of the same names in native_kernels.py must equal.
 
 Rows [N, ...] are tokens of any sequences. Weights are packed once: in fewer bits if wanted, as storage.py says.
-`threads` is for C alone: NumPy's matrix products have threads of their own. `out` is where the result goes, as in
-NumPy.
+`threads` and `room` are for C alone: NumPy's matrix products have threads of their own. `out` is where the result goes,
+as in NumPy.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def pieces(w: np.ndarray, storage: str) -> Iterator[tuple[int, np.ndarray, np.nd
         yield first, *quantized(w[:, first : first + PIECE], storage)
 
 
-def pack(w: np.ndarray, bias: np.ndarray | None = None, storage: str = "float32") -> Matrix:  # [in, out], [out]
+def pack(w, bias=None, storage="float32", room=None) -> Matrix:  # [in, out], [out]
     """Weights for `linear`, or for `embedding` as [C, V]. Raises ValueError when float16 cannot hold them."""
     read_back = np.empty(w.shape, np.float32)
     for first, columns, scale in pieces(w, storage):

@@ -21,10 +21,10 @@ from dcp_ref.runtime.block import (
 from dcp_ref.runtime.native import STORAGE, available, ffi, lib, pointer, rows
 from dcp_ref.runtime.policies import Policy, float32_threshold, for_model
 from dcp_ref.runtime.recording import call
-from dcp_ref.runtime.storage import aligned, check_storage
+from dcp_ref.runtime.storage import Room, check_storage
 from dcp_ref.runtime.turns import Turns, in_turn
 
-CHUNK_BYTES = 16 << 20  # of the cache, mapped at once: whole huge pages
+CHUNK_BYTES = 64 << 20  # of the cache, mapped at once: whole huge pages
 
 
 class _Batch(NamedTuple):
@@ -72,7 +72,7 @@ class NativeCache:
         threads, v_panels = lib.dcp_threads(self.threads), -(-config.head_dim // lib.DCP_LANES)
         list_pages = -(-config.n_positions // self.page_slots)
         tiles = threads * config.n_head * (list_pages + v_panels)
-        self._scratch = aligned((tiles * lib.DCP_TILE_ROWS * lib.DCP_LANES,), "float32")
+        self._scratch = Room(0).array((tiles * lib.DCP_TILE_ROWS * lib.DCP_LANES,), "float32")
         self._round = np.empty(0, np.uint8)
         return ffi.new("dcp_cache *", {
             "layers": config.n_layer, "positions": config.n_positions, "heads": config.n_head,

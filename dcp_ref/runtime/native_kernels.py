@@ -12,7 +12,7 @@ import numpy as np
 from dcp_ref.runtime.kernels import pieces
 from dcp_ref.runtime.native import FLOAT, STORAGE, ffi, lib, pointer, rows
 from dcp_ref.runtime.recording import call
-from dcp_ref.runtime.storage import aligned, check_storage
+from dcp_ref.runtime.storage import Room, check_storage
 
 LANES = 32  # columns of a panel: DCP_LANES
 KINDS = {"gelu_new": 0, "gelu": 1, "relu": 2}
@@ -21,7 +21,7 @@ KINDS = {"gelu_new": 0, "gelu": 1, "relu": 2}
 class Matrix:
     """W [in, out] in panels of 32 columns, as stored (csrc/dcp.h); `c` is the dcp_matrix."""
 
-    def __init__(self, w: np.ndarray, bias: np.ndarray | None, storage: str) -> None:
+    def __init__(self, w: np.ndarray, bias: np.ndarray | None, storage: str, room: Room) -> None:
         if w.ndim != 2 or not w.size:
             raise ValueError(f"w must be a matrix [in, out], not {w.shape}")
         self.n_in, self.n_out = w.shape
@@ -29,7 +29,7 @@ class Matrix:
             raise ValueError(f"bias must have shape {(self.n_out,)}, not {bias.shape}")
         check_storage("storage", storage)
         n_panels, rows = -(-self.n_out // LANES), 4 // np.dtype(storage).itemsize  # rows that share one of words
-        self.panels = aligned((n_panels, -(-self.n_in // rows), LANES, rows), storage)
+        self.panels = room.array((n_panels, -(-self.n_in // rows), LANES, rows), storage)
         self.scale = np.empty(self.n_out, np.float32) if storage == "int8" else None
         self.bias = None if bias is None else np.array(bias, np.float32)
         for first, stored, scale in pieces(w, storage):
@@ -45,9 +45,12 @@ class Matrix:
             "panel": ffi.from_buffer(self.panels), "scale": _or_null(self.scale), "bias": _or_null(self.bias)})
 
 
-def pack(w: np.ndarray, bias: np.ndarray | None = None, storage: str = "float32") -> Matrix:  # [in, out], [out]
-    """Weights for `linear`, or for `embedding` as [C, V]. Raises ValueError when float16 cannot hold them."""
-    return Matrix(w, bias, storage)
+def pack(w, bias=None, storage="float32", room: Room | None = None) -> Matrix:  # [in, out], [out]
+    """Weights for `linear`, or for `embedding` as [C, V]; in `room`, beside others that are read after each other.
+
+    Raises ValueError when float16 cannot hold them.
+    """
+    return Matrix(w, bias, storage, room or Room(0))
 
 
 def linear(x, w: Matrix, add=None, threads=0, out=None):  # [N, in], [N, out] -> [N, out]

@@ -55,9 +55,9 @@ INLINE void multiply(dcp_tile sum, const float *restrict x, size_t stride, const
     memset(own, 0, rows * sizeof *own);
     size_t k = 0;
     for (; k + 4 <= n; k += 4) {
-        /* Several rows are work enough to fetch meanwhile what is 8 KB ahead; keys mostly end before. */
-        for (size_t i = 0; i < (size_t)8 >> type && rows > (type == DCP_FLOAT32 ? 8 : 1) && n > 128; i++)
-            __builtin_prefetch((const char *)panel + offset(k, 0, type) + 64 * (128 + i));
+        /* Where there is work enough meanwhile, fetch what is 8 KB ahead as far as the second cache; keys end before. */
+        for (size_t i = 0; i < (size_t)8 >> type && rows > (size_t)4 >> 2 * type && n > 128; i++)
+            __builtin_prefetch((const char *)panel + offset(k, 0, type) + 64 * (128 + i), 0, 2);
 #pragma GCC unroll 4
         for (size_t i = 0; i < 4; i++) /* where in its words a number stands is then known beforehand */
             add_row(own, x, stride, panel, k + i, type, rows);

@@ -169,7 +169,7 @@ VERSUS = {
                            "float16", "float16", SHORT),
     "batch1-int8": Rows(1, 64, 8, NOTHING, ((LlamaCpp, {"weight_type": "q8_0", "kv": "f16"}),),
                         ((CTranslate2, {"weight_type": "int8"}),), "int8", "float16", SHORT),
-    "batch8": Rows(8, 880, 6, BOTH, FLOAT32, LLAMA_F16_KV),
+    "batch8": Rows(8, 880, 6, BOTH, FLOAT32, LLAMA_F16_KV, repeat=SHORT),
     "batch32": Rows(32, 880, 3, BOTH, FLOAT32, LLAMA_F16_KV),
     "prompt": Rows(1, 880, 0, BOTH, FLOAT32, LLAMA_F16_KV),
 }

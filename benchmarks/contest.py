@@ -13,7 +13,7 @@ from rivals import THREADS, Transformers, opened
 
 from dcp_ref import Config, Engine, policies, weights
 from dcp_ref.bench import SMALL, Decoding, calibrated, random_model, random_prompt
-from dcp_ref.bench_parts import kv_bytes
+from dcp_ref.bench_parts import KV_BYTES, kv_bytes
 from dcp_ref.runtime import native_kernels
 from dcp_ref.timing import interleaved
 
@@ -93,7 +93,7 @@ def between_bandwidths(measure, *arguments):
 def versus(setting, rows):
     """{"pairs": {rival: {contender: calls}}, ...} for `Rows`; ours are started anew beside each rival."""
     result = {"batch": rows.batch, "prompt": rows.prompt, "steps": rows.steps, "pairs": {}, "same": [], "ours": {}}
-    result["weight_bytes"] = setting.weight_bytes()
+    result["weight_bytes"] = setting.weight_bytes() * KV_BYTES[rows.weights] / KV_BYTES["float32"]
     for judged, chosen in ((True, rows.same), (False, rows.other)):
         for kind, options in chosen:
             room = rows.prompt + rows.steps * (rows.repeat * setting.rounds + 1) + 2
@@ -161,6 +161,7 @@ def prompt_contenders(setting, rows):
 
 FLOAT32 = ((Transformers, {}), (LlamaCpp, {}), (CTranslate2, {}))
 LLAMA_F16_KV = ((LlamaCpp, {"kv": "f16"}),)  # its default
+LLAMA_OTHERS = (*LLAMA_F16_KV, (LlamaCpp, {"flash": True}))  # flash attention is its default too
 NOTHING, BOTH = ("no scores", "0% dropped"), ("no scores", "0% dropped", "80% dropped")
 VERSUS = {
     "batch1-64": Rows(1, 64, 8, NOTHING, FLOAT32, LLAMA_F16_KV, repeat=SHORT),
@@ -169,7 +170,7 @@ VERSUS = {
                            "float16", "float16", SHORT),
     "batch1-int8": Rows(1, 64, 8, NOTHING, ((LlamaCpp, {"weight_type": "q8_0", "kv": "f16"}),),
                         ((CTranslate2, {"weight_type": "int8"}),), "int8", "float16", SHORT),
-    "batch8": Rows(8, 880, 6, BOTH, FLOAT32, LLAMA_F16_KV, repeat=SHORT),
-    "batch32": Rows(32, 880, 3, BOTH, FLOAT32, LLAMA_F16_KV),
+    "batch8": Rows(8, 880, 6, BOTH, FLOAT32, LLAMA_OTHERS, repeat=SHORT),
+    "batch32": Rows(32, 880, 3, BOTH, FLOAT32, LLAMA_OTHERS),
     "prompt": Rows(1, 880, 0, BOTH, FLOAT32, LLAMA_F16_KV),
 }

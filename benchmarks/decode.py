@@ -28,7 +28,7 @@ from pathlib import Path
 
 import report
 from bandwidth import readers
-from contest import SHORT, VERSUS, Setting, between_bandwidths, held, kernel_reader, versus
+from contest import VERSUS, Setting, between_bandwidths, held, kernel_reader, versus
 from rivals import THREADS
 
 from dcp_ref import Engine, bench_parts
@@ -58,7 +58,7 @@ def pruning(setting, batch):
 def attention(setting):
     """Seconds of all layers' attention alone, batch 32, and the keys and values that it reads; and, in the same rounds,
     of each way to read memory, and its bytes."""
-    rounds = SHORT * setting.rounds
+    rounds = 32  # as a page has slots: the last one is filled to every degree once
     alone = {str(live): bench_parts.Attention(setting.config, 32, live, rounds + 1, threads=THREADS)
              for live in (256, 896)}
     first = {live: one.bytes_read for live, one in alone.items()}

@@ -11,7 +11,8 @@ from dcp_ref.cli_bench import pays_from, plot, scoring_share
 PACKAGES = ("dcp-ref", "numpy", "torch", "transformers", "ctranslate2", "llama_cpp_python")
 HEADER = ("row", "ours", "best rival", "ratio", "limit", "needed", "reached")
 HEADING = ("`make bench`, or benchmarks/decode.py: random {model}, float32 unless said, {threads} threads of {cpu} "
-           "({simd}), medians of {rounds}, or of 3 x as many where calls are short; {date}; {versions}.")
+           "({simd}), medians of {rounds}, of 3 x as many where calls are short, of 32 for attention; {date}; "
+           "{versions}.")
 # row: (title, {ours: (times the best rival, or this share of the limit)})
 VERSUS = {
     "batch1-64": ("batch 1, after 64 tokens", {"0% dropped": (1.1, 0.92)}),
@@ -65,9 +66,11 @@ def versus(title, needs, raw):
         pair, fact = raw["pairs"][best], raw["ours"].get(ours)
         mine, theirs = (speed(raw, median(pair[name])) for name in (ours, best))
         limit, needed, reached = "", f"{times} x the best rival", ratios[best] >= times
-        if share is not None:
+        if fact is not None:  # a step, not a prompt
             bound = raw["batch"] * bandwidth_of(raw) / (raw["weight_bytes"] + fact["kv_bytes"])
-            limit, needed = f"{bound:.1f}", needed + f", or {share} x the limit"
+            limit = f"{bound:.1f}"
+        if share is not None:
+            needed += f", or {share} x the limit"
             reached = reached or mine >= share * bound
         dropped = f"{fact['share_dropped']:.0%} dropped" if ours == "80% dropped" and fact is not None else ours
         lines.append(row(f"{title}, {dropped}", f"{mine:.1f} tokens/s", f"{theirs:.1f} ({best})",

@@ -25,9 +25,10 @@ class LlamaCpp(Rival):
         import llama_cpp
         from gguf_file import write_gguf
 
-        self.name = f"llama.cpp {weight_type}, kv {kv}"
+        self.name = f"llama.cpp {weight_type}, kv {kv}" + ", flash attention" * bool(flash)
+        computed = "f16" if flash else kv
         # Its gelu is a table of float16 even where all storage is float32.
-        self.tolerance = max({"f32": 5e-3, "f16": 0.02, "q8_0": 0.1}[kind] for kind in (weight_type, kv))
+        self.tolerance = max({"f32": 5e-3, "f16": 0.02, "q8_0": 0.1}[kind] for kind in (weight_type, kv, computed))
         self.c, self.vocabulary, self.room = llama_cpp, weights["wte.weight"].shape[0], room
         self.quiet = llama_cpp.llama_log_callback(lambda *_: None)
         llama_cpp.llama_log_set(self.quiet, ctypes.c_void_p(0))

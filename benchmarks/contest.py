@@ -19,7 +19,7 @@ from dcp_ref.timing import interleaved
 
 TINY = Config(vocab_size=1000, n_embd=128, n_layer=2, n_head=2, int_n_embd=16, eos_token_id=None)
 OURS = {"no scores": None, "0% dropped": 0.0, "80% dropped": 0.8}  # share dropped by the learned rule; None: dense
-SHORT = 3  # times as many rounds for calls that are short
+MORE = 3  # times as many rounds where calls are short, or what is needed is close
 CONTEXT = 900  # where those shares are reached: midway, about, when the prompt has 880 tokens
 
 
@@ -164,13 +164,13 @@ LLAMA_F16_KV = ((LlamaCpp, {"kv": "f16"}),)  # its default
 LLAMA_OTHERS = (*LLAMA_F16_KV, (LlamaCpp, {"flash": True}))  # flash attention is its default too
 NOTHING, BOTH = ("no scores", "0% dropped"), ("no scores", "0% dropped", "80% dropped")
 VERSUS = {
-    "batch1-64": Rows(1, 64, 8, NOTHING, FLOAT32, LLAMA_F16_KV, repeat=SHORT),
+    "batch1-64": Rows(1, 64, 8, NOTHING, FLOAT32, LLAMA_F16_KV, repeat=MORE),
     "batch1-880": Rows(1, 880, 8, BOTH, FLOAT32, LLAMA_F16_KV),
     "batch1-float16": Rows(1, 64, 8, NOTHING, ((LlamaCpp, {"weight_type": "f16", "kv": "f16"}),), (),
-                           "float16", "float16", SHORT),
+                           "float16", "float16", MORE),
     "batch1-int8": Rows(1, 64, 8, NOTHING, ((LlamaCpp, {"weight_type": "q8_0", "kv": "f16"}),),
-                        ((CTranslate2, {"weight_type": "int8"}),), "int8", "float16", SHORT),
-    "batch8": Rows(8, 880, 6, BOTH, FLOAT32, LLAMA_OTHERS, repeat=SHORT),
+                        ((CTranslate2, {"weight_type": "int8"}),), "int8", "float16", MORE),
+    "batch8": Rows(8, 880, 6, BOTH, FLOAT32, LLAMA_OTHERS, repeat=MORE),
     "batch32": Rows(32, 880, 3, BOTH, FLOAT32, LLAMA_OTHERS),
-    "prompt": Rows(1, 880, 0, BOTH, FLOAT32, LLAMA_F16_KV),
+    "prompt": Rows(1, 880, 0, BOTH, FLOAT32, LLAMA_F16_KV, repeat=MORE),
 }

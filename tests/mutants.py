@@ -103,6 +103,8 @@ MUTANTS = [
     Mutant("a page taken from the pool keeps its bitmap (C)", "csrc/slots.c", "        slots->bitmap[p] = 0;\n", ""),
     Mutant("surplus pages are kept (C)", "csrc/cache.c", "while (slots->pages > dcp_pages_for(slots->live, n))",
            "while (slots->pages > dcp_pages_for(slots->live, n) + 1)"),
+    Mutant("weights share their memory", "dcp_ref/runtime/storage.py", "self._left[:size], self._left[taken:]",
+           "self._left[:size], self._left", ("tests/test_storage.py",)),
     Mutant("compaction loses the positions (C)", "csrc/cache.c", "at < cache->part[DCP_V]; at +=",
            "at < cache->part[DCP_POSITION]; at +="),
     Mutant("a fork has its parent's pages (C)", "csrc/cache.c",

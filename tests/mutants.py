@@ -223,6 +223,9 @@ MUTANTS = [
 def main() -> int:
     """Run the unchanged project, then every mutant, or those whose name has a word given; returns the exit code."""
     mutants = [mutant for mutant in MUTANTS if not sys.argv[1:] or any(word in mutant.name for word in sys.argv[1:])]
+    if not mutants:
+        print(f"no mutant's name contains {' or '.join(map(repr, sys.argv[1:]))}")
+        return 1
     with tempfile.TemporaryDirectory() as scratch:
         copies: Queue[Path] = Queue()
         for i in range(os.cpu_count() or 1):

@@ -11,8 +11,7 @@ from dcp_ref.cli_bench import pays_from, plot, scoring_share
 PACKAGES = ("dcp-ref", "numpy", "torch", "transformers", "ctranslate2", "llama_cpp_python")
 HEADER = ("row", "ours", "best rival", "ratio", "limit", "needed", "reached")
 HEADING = ("`make bench`, or benchmarks/decode.py: random {model}, float32 unless said, {threads} threads of {cpu} "
-           "({simd}), medians of {rounds}, of 3 x as many at batch 1 after 64 tokens, at batch 8 and for the prompt, "
-           "of 32 for attention; {date}; {versions}.")
+           "({simd}), medians of {rounds} or more; {date}; {versions}.")
 # row: (title, {ours: (times the best rival, or this share of the limit)})
 VERSUS = {
     "batch1-64": ("batch 1, after 64 tokens", {"0% dropped": (1.1, 0.92)}),

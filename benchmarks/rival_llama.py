@@ -25,7 +25,8 @@ class LlamaCpp(Rival):
         import llama_cpp
         from gguf_file import write_gguf
 
-        self.name = f"llama.cpp {weight_type}, kv {kv}" + ", flash attention" * bool(flash)
+        flash = kv != "f32" if flash is None else flash
+        self.name = f"llama.cpp {weight_type}, kv {kv}" + ", flash attention" * (flash and kv == "f32")
         computed = "f16" if flash else kv
         # Its gelu is a table of float16 even where all storage is float32.
         self.tolerance = max({"f32": 5e-3, "f16": 0.02, "q8_0": 0.1}[kind] for kind in (weight_type, kv, computed))
@@ -39,7 +40,6 @@ class LlamaCpp(Rival):
             parameters = llama_cpp.llama_model_default_params()
             parameters.use_mmap = False
             self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
-        flash = kv != "f32" if flash is None else flash
         self.context = llama_cpp.llama_init_from_model(
             self.model, self.parameters(rows, room, kv, flash, unified, ubatch)
         )

@@ -6,7 +6,7 @@ as in NumPy.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,8 @@ def pieces(w: np.ndarray, storage: str) -> Iterator[tuple[int, np.ndarray, np.nd
         yield first, *quantized(w[:, first : first + PIECE], storage)
 
 
-def pack(w, bias=None, storage="float32", room=None) -> Matrix:  # [in, out], [out]
+def pack(w: np.ndarray, bias: np.ndarray | None = None, storage: str = "float32",
+         room: Any = None) -> Matrix:  # [in, out], [out]
     """Weights for `linear`, or for `embedding` as [C, V]. Raises ValueError when float16 cannot hold them."""
     read_back = np.empty(w.shape, np.float32)
     for first, columns, scale in pieces(w, storage):

@@ -45,7 +45,8 @@ class Matrix:
             "panel": ffi.from_buffer(self.panels), "scale": _or_null(self.scale), "bias": _or_null(self.bias)})
 
 
-def pack(w, bias=None, storage="float32", room: Room | None = None) -> Matrix:  # [in, out], [out]
+def pack(w: np.ndarray, bias: np.ndarray | None = None, storage: str = "float32",
+         room: Room | None = None) -> Matrix:  # [in, out], [out]
     """Weights for `linear`, or for `embedding` as [C, V]; in `room`, beside others that are read after each other.
 
     Raises ValueError when float16 cannot hold them.

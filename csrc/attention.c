@@ -27,13 +27,13 @@ size_t dcp_round_bytes(const dcp_cache *cache, const size_t *count, size_t batch
 /* Row `row` of a part of page p, as floats. */
 static float *lanes(const dcp_part *part, size_t p, int of, size_t row)
 {
-    return (float *)(void *)(part->slots->page[p] + part->cache->part[of]) + row * DCP_LANES;
+    return (float *)(void *)(part->slots->page[p].piece[DCP_REST] + part->cache->part[of]) + row * DCP_LANES;
 }
 
 /* The position of the token in the lowest of these slots. */
 static int32_t position_in(const dcp_part *part, size_t p, uint32_t bits)
 {
-    return dcp_positions(part->cache, part->slots->page[p])[__builtin_ctz(bits)];
+    return ((int32_t *)(void *)lanes(part, p, DCP_POSITION, 0))[__builtin_ctz(bits)];
 }
 
 /* The slots of page p that are live for any of the rows i .. i + rows - 1. */
@@ -134,7 +134,7 @@ static void insert(const dcp_part *part, size_t i)
 {
     const size_t slot = part->slot_of[i] = dcp_slot_take(part->slots, &part->cache->pool);
     const size_t p = slot / part->cache->pool.page_slots, lane = slot % part->cache->pool.page_slots;
-    dcp_positions(part->cache, part->slots->page[p])[lane] = (int32_t)part->slots->seen++;
+    ((int32_t *)(void *)lanes(part, p, DCP_POSITION, 0))[lane] = (int32_t)part->slots->seen++;
     for (size_t c = 0; c < part->cache->rank; c++)
         lanes(part, p, DCP_K_INT, c)[lane] = part->block->k_int[(part->row + i) * part->block->int_stride + c];
     for (size_t h = 0; h < part->cache->heads && part->cache->policy.by_attention; h++)
@@ -219,8 +219,10 @@ INLINE void store(const dcp_part *part, size_t i, size_t h, int kv)
     const size_t D = cache->head_dim, n = cache->pool.page_slots, p = part->slot_of[i] / n, slot = part->slot_of[i] % n;
     const float *k = part->block->k + (part->row + i) * part->block->stride + h * D;
     const float *v = part->block->v + (part->row + i) * part->block->stride + h * D;
-    unsigned char *keys = part->slots->page[p] + cache->part[DCP_K] + h * panel_bytes(D, kv);
-    unsigned char *values = part->slots->page[p] + cache->part[DCP_V] + h * cache->v_panels * panel_bytes(n, kv);
+    unsigned char *keys = part->slots->page[p].piece[DCP_KEYS] + h * panel_bytes(D, kv);
+    unsigned char *values = part->slots->page[p].piece[DCP_VALUES] + h * cache->v_panels * panel_bytes(n, kv);
+    for (size_t at = 0; at < panel_bytes(D, kv) && part->rows == 1; at += 64)
+        __builtin_prefetch(keys + at, 1, 2); /* in order, before single numbers far apart in it are written */
     float k_inverse = 0, v_inverse = 0;
     if (kv == DCP_INT8) {
         lanes(part, p, DCP_K_SCALE, h)[slot] = int8_scale(k, D, &k_inverse);
@@ -293,7 +295,7 @@ static void attend_rows(float *out, const dcp_task *task, size_t i, size_t rows)
     for (size_t p = 0; p < part->slots->pages; p++)
         for (size_t h = any_live(part, i, p, rows) ? task->first : task->end; h < task->end; h++)
             dcp_multiply(task->w[h * list + p], q + h * D, stride,
-                         part->slots->page[p] + cache->part[DCP_K] + h * k_bytes, D, cache->kv, rows);
+                         part->slots->page[p].piece[DCP_KEYS] + h * k_bytes, D, cache->kv, rows);
     for (size_t h = task->first; h < task->end; h++)
         for (size_t r = 0; r < rows; r++)
             dcp_softmax(task->w + h * list, r, part, i, h);
@@ -303,7 +305,7 @@ static void attend_rows(float *out, const dcp_task *task, size_t i, size_t rows)
         const uint32_t live = any_live(part, i, p, rows);
         for (size_t c = task->first * panels; c < task->end * panels; c++)
             dcp_add_live(task->sum[c], task->w[c / panels * list + p],
-                         part->slots->page[p] + cache->part[DCP_V] + c * v_bytes, live, cache->kv, rows);
+                         part->slots->page[p].piece[DCP_VALUES] + c * v_bytes, live, cache->kv, rows);
     }
     for (size_t c = task->first * panels; c < task->end * panels; c++)
         for (size_t r = 0, at = c % panels * DCP_LANES; r < rows; r++)

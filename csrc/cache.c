@@ -6,7 +6,7 @@ void dcp_cache_clear(dcp_cache *cache)
 {
     while (cache->first != NULL)
         dcp_sequence_free(cache, cache->first);
-    dcp_pool_clear(&cache->pool);
+    free(cache->pool.idle);
 }
 
 dcp_sequence *dcp_sequence_new(dcp_cache *cache)
@@ -14,11 +14,11 @@ dcp_sequence *dcp_sequence_new(dcp_cache *cache)
     /* One allocation: the sequence, its layers, their pages' addresses, their bitmaps. */
     const size_t entries = cache->layers * cache->list_pages;
     dcp_sequence *sequence = calloc(1, sizeof *sequence + cache->layers * sizeof(dcp_slots) +
-                                           entries * (sizeof(uint32_t) + sizeof(unsigned char *)));
+                                           entries * (sizeof(uint32_t) + sizeof(dcp_page)));
     if (sequence == NULL)
         return NULL;
     sequence->layer = (dcp_slots *)(sequence + 1);
-    unsigned char **page = (unsigned char **)(sequence->layer + cache->layers);
+    dcp_page *page = (dcp_page *)(sequence->layer + cache->layers);
     for (size_t l = 0; l < cache->layers; l++) {
         sequence->layer[l].page = page + l * cache->list_pages;
         sequence->layer[l].bitmap = (uint32_t *)(page + entries) + l * cache->list_pages;
@@ -33,13 +33,14 @@ dcp_sequence *dcp_sequence_fork(dcp_cache *cache, const dcp_sequence *parent)
     size_t pages = 0;
     for (size_t l = 0; l < cache->layers; l++)
         pages += parent->layer[l].pages;
-    dcp_sequence *child = dcp_pool_grow(&cache->pool, pages) == DCP_OK ? dcp_sequence_new(cache) : NULL;
+    dcp_sequence *child = pages <= cache->pool.n_free ? dcp_sequence_new(cache) : NULL;
     for (size_t l = 0; child != NULL && l < cache->layers; l++) {
         const dcp_slots *from = &parent->layer[l];
         dcp_slots *to = &child->layer[l];
         for (; to->pages < from->pages; to->pages++) {
             to->page[to->pages] = dcp_page_take(&cache->pool);
-            memcpy(to->page[to->pages], from->page[to->pages], cache->pool.page_bytes);
+            for (size_t k = 0; k < DCP_PIECES; k++)
+                memcpy(to->page[to->pages].piece[k], from->page[to->pages].piece[k], cache->pool.piece_bytes[k]);
         }
         to->seen = from->seen;
         dcp_slots_keep(to, from->bitmap);
@@ -71,16 +72,18 @@ size_t dcp_more_pages(const dcp_cache *cache, dcp_sequence *const *sequence, con
 }
 
 /* Copies what slot s of page `from` holds to slot t of page `to`. */
-static void copy_token(const dcp_cache *cache, unsigned char *to, size_t t, const unsigned char *from, size_t s)
+static void copy_token(const dcp_cache *cache, dcp_page to, size_t t, dcp_page from, size_t s)
 {
-    for (size_t at = 0; at < cache->part[DCP_V]; at += 4 * DCP_LANES)
-        memcpy(to + at + 4 * t, from + at + 4 * s, 4);
+    for (size_t k = DCP_KEYS; k <= DCP_REST; k++)
+        for (size_t at = 0; at < cache->pool.piece_bytes[k]; at += 4 * DCP_LANES)
+            memcpy(to.piece[k] + at + 4 * t, from.piece[k] + at + 4 * s, 4);
     for (size_t i = 0; i < cache->heads * cache->v_panels; i++) {
-        const size_t at = cache->part[DCP_V] + i * panel_bytes(cache->pool.page_slots, cache->kv);
+        const size_t at = i * panel_bytes(cache->pool.page_slots, cache->kv);
+        unsigned char *new = to.piece[DCP_VALUES] + at, *old = from.piece[DCP_VALUES] + at;
         if (cache->kv == DCP_FLOAT32) /* a row of its own */
-            memcpy(to + at + t * 4 * DCP_LANES, from + at + s * 4 * DCP_LANES, 4 * DCP_LANES);
+            memcpy(new + t * 4 * DCP_LANES, old + s * 4 * DCP_LANES, 4 * DCP_LANES);
         for (size_t j = 0; j < DCP_LANES && cache->kv != DCP_FLOAT32; j++)
-            memcpy(to + at + offset(t, j, cache->kv), from + at + offset(s, j, cache->kv), (size_t)4 >> cache->kv);
+            memcpy(new + offset(t, j, cache->kv), old + offset(s, j, cache->kv), (size_t)4 >> cache->kv);
     }
 }
 
@@ -91,16 +94,11 @@ void dcp_compact(dcp_cache *cache, dcp_slots *slots, const uint32_t *bitmap)
     while (slots->pages > dcp_pages_for(slots->live, n)) {
         /* The last page leaves the list first: the lowest free slots are then all in the pages that stay. */
         uint32_t bits = slots->bitmap[--slots->pages];
-        unsigned char *from = slots->page[slots->pages];
+        const dcp_page from = slots->page[slots->pages];
         for (slots->live -= (size_t)__builtin_popcount(bits); bits; bits &= bits - 1) {
             const size_t slot = dcp_slot_take(slots, &cache->pool);
             copy_token(cache, slots->page[slot / n], slot % n, from, (size_t)__builtin_ctz(bits));
         }
         dcp_page_free(&cache->pool, from);
     }
-}
-
-int32_t *dcp_positions(const dcp_cache *cache, unsigned char *page)
-{
-    return (int32_t *)(void *)(page + cache->part[DCP_POSITION]);
 }

@@ -16,13 +16,13 @@
  * walks the pages in order, whatever the order of the positions (softmax does not mind).
  *
  * One thread at a time may use a cache; a kernel uses up to `threads` of its own, never more than OpenMP gives, 0: all
- * of those. No result depends on their number. Nothing prints or exits; dcp_pool_grow, dcp_sequence_new, _fork allocate. */
+ * of those. No result depends on their number. Nothing prints or exits; dcp_pool_add, dcp_sequence_new, _fork allocate. */
 
 enum {
     DCP_OK = 0,
-    DCP_ENOMEM = -1, /* out of memory, or past max_pages */
+    DCP_ENOMEM = -1, /* out of memory */
     DCP_EINVAL = -2, /* an argument is out of its range */
-    DCP_ENOROOM = -3 /* a step without the room that it needs */
+    DCP_ENOROOM = -3 /* not the pages, or the room, that it needs */
 };
 /* How numbers are stored, in 4 >> type bytes, int8 with a scale; arithmetic is in float. */
 enum { DCP_FLOAT32, DCP_FLOAT16, DCP_INT8 };
@@ -34,35 +34,37 @@ enum {
 
 /* ---- slots.c: pages, live bitmaps, lowest free slot. Integers and addresses only. ---- */
 
-/* The memory of a cache: pages that are owned, pages that are free, and spare ones that hold no memory of the system */
+/* A page is three pieces of memory: then the keys of pages that follow each other do so too, and read as one. */
+enum { DCP_KEYS, DCP_REST, DCP_VALUES, DCP_PIECES };
+typedef struct { unsigned char *piece[DCP_PIECES]; } dcp_page;
+
+/* The pages of a cache: owned ones, free ones, and spare ones: these hold no memory of the system. */
 typedef struct {
-    size_t page_slots, page_bytes; /* 1..32 slots: one bit each in a uint32_t; a multiple of 4096 bytes */
-    size_t chunk_pages, max_pages; /* mapped at a time; never more than so many owned and free ones */
-    size_t pages, mapped;          /* owned and free ones; these and the spare ones */
-    size_t n_free, n_spare;
-    unsigned char **idle;          /* [n_spare], then [n_free]; with room for all: giving one back cannot fail */
+    size_t page_slots, piece_bytes[DCP_PIECES]; /* 1..32 slots, a bit each in a uint32_t; multiples of 4096 bytes */
+    size_t pages, n_free, n_spare; /* owned and free ones; of these the free ones; spare ones */
+    dcp_page *idle;                /* [n_spare], then [n_free]; with room for all: giving one back cannot fail */
 } dcp_pool;
 
 /* The live tokens of one sequence in one layer: "slot s" is bit s % page_slots of bitmap[s / page_slots]. */
 typedef struct {
     size_t seen, live, pages; /* tokens inserted so far: the next one's position; set bits in bitmap; pages owned */
     uint32_t *bitmap;         /* [pages], with room for what the model's positions can ever need */
-    unsigned char **page;     /* [pages], with the same room */
+    dcp_page *page;           /* [pages], with the same room */
 } dcp_slots;
 
 size_t dcp_pages_for(size_t tokens, size_t page_slots); /* that so many tokens need */
 
-/* Sees to it that n_free pages are free. Returns DCP_OK or DCP_ENOMEM; after a failure the pool may hold more free
- * pages than before, and nothing else has changed. */
+/* Adds spare pages: memory of the caller's, at a multiple of 4096 bytes and not used yet, that outlives the pool. And:
+ * makes spare pages free until n_free are. Return DCP_OK; or, nothing changed, DCP_ENOMEM; DCP_ENOROOM. */
+int dcp_pool_add(dcp_pool *pool, unsigned char *memory, size_t pages);
 int dcp_pool_grow(dcp_pool *pool, size_t n_free);
 
-/* Gives the memory of free pages back to the system: they become spare. And: frees a pool of which none is owned. */
+/* Gives the memory of free pages back to the system: they become spare. */
 void dcp_pool_trim(dcp_pool *pool);
-void dcp_pool_clear(dcp_pool *pool);
 
 /* Take a page out of the free ones; make an owned one free. Threads may share the pool while all take, or all give. */
-unsigned char *dcp_page_take(dcp_pool *pool);
-void dcp_page_free(dcp_pool *pool, unsigned char *page);
+dcp_page dcp_page_take(dcp_pool *pool);
+void dcp_page_free(dcp_pool *pool, dcp_page page);
 
 /* Marks the lowest free slot live and returns it. When all are live it appends a free page: there must be one. */
 size_t dcp_slot_take(dcp_slots *slots, dcp_pool *pool);
@@ -86,16 +88,16 @@ typedef struct dcp_sequence {
     dcp_slots *layer;          /* [layers] */
 } dcp_sequence;
 
-/* The parts of a page: rows of 32 words, word s for slot s. Keys [heads, D], so that those of a head are one panel, as
- * weights are; float scales of int8 keys and values [heads]; k_int [rank]; attention so far [heads], if by_attention;
- * position, int32_t. Last the values: panels [heads, v_panels, page_slots, 32], padded with anything. */
-enum { DCP_K, DCP_K_SCALE, DCP_V_SCALE, DCP_K_INT, DCP_SUMS, DCP_POSITION, DCP_V, DCP_PARTS };
+/* A page's keys: rows of 32 words, word s for slot s, [heads, D], so that those of a head are one panel, as weights are.
+ * Its values: panels [heads, v_panels, page_slots, 32], padded with anything. The parts of the rest, such rows as well:
+ * float scales of int8 keys and values [heads]; k_int [rank]; attention so far [heads], if by_attention; position, int. */
+enum { DCP_K_SCALE, DCP_V_SCALE, DCP_K_INT, DCP_SUMS, DCP_POSITION, DCP_PARTS };
 
-/* A cache is a struct of the caller's: zeros, but for layers to scratch and the first four of pool; no size above 2^24. */
+/* A cache is a struct of the caller's: zeros, but for layers to scratch and the first two of pool; no size above 2^24. */
 typedef struct {
     size_t layers, positions, heads, channels, head_dim, rank; /* rank is r, 0 without learned dropping */
     int kv;                      /* how keys and values are stored */
-    size_t part[DCP_PARTS];      /* where each starts, in bytes */
+    size_t part[DCP_PARTS];      /* where in the rest of a page each starts, in bytes */
     size_t v_panels;             /* 32 channels each: D / 32, rounded up */
     dcp_policy policy;
     size_t list_pages, threads;  /* the most pages of one (layer, sequence); the most threads of a step */
@@ -105,10 +107,10 @@ typedef struct {
     dcp_sequence *first;
 } dcp_cache;
 
-void dcp_cache_clear(dcp_cache *cache); /* frees all its sequences and pages */
+void dcp_cache_clear(dcp_cache *cache); /* frees all its sequences and the list of its pages */
 
 /* A new sequence, owned by the cache: without tokens, or with the same ones in the same slots of pages of its own.
- * NULL, and nothing changed, when out of memory or past max_pages. */
+ * NULL, and nothing changed, when out of memory or, for a fork, of free pages. */
 dcp_sequence *dcp_sequence_new(dcp_cache *cache);
 dcp_sequence *dcp_sequence_fork(dcp_cache *cache, const dcp_sequence *sequence);
 
@@ -123,8 +125,6 @@ size_t dcp_round_bytes(const dcp_cache *cache, const size_t *count, size_t batch
 
 /* Keeps the slots of bitmap; while there is then a whole page too many, moves its tokens into holes and frees it. */
 void dcp_compact(dcp_cache *cache, dcp_slots *slots, const uint32_t *bitmap);
-
-int32_t *dcp_positions(const dcp_cache *cache, unsigned char *page); /* those in a page [32] */
 
 /* ---- attention.c: one layer's step over the live slots. ---- */
 

@@ -7,52 +7,38 @@ size_t dcp_pages_for(size_t tokens, size_t page_slots)
     return tokens / page_slots + (tokens % page_slots != 0);
 }
 
-/* Maps one more chunk, when no page is spare: its pages are, as the system has given them no memory yet. */
-static int map_chunk(dcp_pool *pool)
+int dcp_pool_add(dcp_pool *pool, unsigned char *memory, size_t pages)
 {
-    const size_t more = pool->chunk_pages, bytes = more * pool->page_bytes;
-    unsigned char **idle = realloc(pool->idle, (pool->mapped + more) * sizeof *idle);
+    const size_t n = pool->n_spare + pool->n_free;
+    dcp_page *idle = realloc(pool->idle, (pool->n_spare + pool->pages + pages) * sizeof *idle);
     if (idle == NULL)
         return DCP_ENOMEM;
+    memmove(idle + pages, idle, n * sizeof *idle);
+    for (size_t k = 0; k < DCP_PIECES; memory += pages * pool->piece_bytes[k++])
+        for (size_t i = 0; i < pages; i++) /* the last of idle ones is taken first: so they are in order */
+            idle[pages - 1 - i].piece[k] = memory + i * pool->piece_bytes[k];
     pool->idle = idle;
-    unsigned char *chunk = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (chunk == MAP_FAILED)
-        return DCP_ENOMEM;
-#ifdef MADV_HUGEPAGE
-    madvise(chunk, bytes, MADV_HUGEPAGE); /* fewer addresses to translate while keys are read in order */
-#endif
-    memmove(idle + more, idle, pool->n_free * sizeof *idle);
-    for (size_t i = 0; i < more; i++)
-        idle[i] = chunk + (more - 1 - i) * pool->page_bytes;
-    pool->n_spare = more;
-    pool->mapped += more;
+    pool->n_spare += pages;
     return DCP_OK;
 }
 
 int dcp_pool_grow(dcp_pool *pool, size_t n_free)
 {
-    if (n_free > pool->n_free && n_free - pool->n_free > pool->max_pages - pool->pages)
-        return DCP_ENOMEM;
-    for (; pool->n_free < n_free; pool->n_free++, pool->n_spare--, pool->pages++)
-        if (pool->n_spare == 0 && map_chunk(pool) != DCP_OK)
-            return DCP_ENOMEM;
+    const size_t more = n_free > pool->n_free ? n_free - pool->n_free : 0;
+    if (more > pool->n_spare)
+        return DCP_ENOROOM;
+    pool->n_free += more, pool->n_spare -= more, pool->pages += more;
     return DCP_OK;
 }
 
 void dcp_pool_trim(dcp_pool *pool)
 {
     for (; pool->n_free > 0; pool->n_free--, pool->n_spare++, pool->pages--)
-        madvise(pool->idle[pool->n_spare], pool->page_bytes, MADV_DONTNEED);
+        for (size_t k = 0; k < DCP_PIECES; k++)
+            madvise(pool->idle[pool->n_spare].piece[k], pool->piece_bytes[k], MADV_DONTNEED);
 }
 
-void dcp_pool_clear(dcp_pool *pool)
-{
-    for (size_t i = 0; i < pool->n_free + pool->n_spare; i++)
-        munmap(pool->idle[i], pool->page_bytes);
-    free(pool->idle);
-}
-
-unsigned char *dcp_page_take(dcp_pool *pool)
+dcp_page dcp_page_take(dcp_pool *pool)
 {
     size_t n; /* no lock: one that is held when the process is forked stays so in the child */
 #pragma omp atomic capture
@@ -60,7 +46,7 @@ unsigned char *dcp_page_take(dcp_pool *pool)
     return pool->idle[pool->n_spare + n];
 }
 
-void dcp_page_free(dcp_pool *pool, unsigned char *page)
+void dcp_page_free(dcp_pool *pool, dcp_page page)
 {
     size_t n;
 #pragma omp atomic capture

@@ -67,6 +67,12 @@ class Inputs:
         return [*arrays[:3], *(arrays[3:] if learned else (None, None)), self.beta[layer]]
 
 
+def pieces(cache, page):
+    """The bytes of a NativeCache's page, as they are now: its keys, the rest, its values."""
+    return [np.frombuffer(native.ffi.buffer(piece, size), np.uint8)
+            for piece, size in zip(page.piece, cache._cache.pool.piece_bytes, strict=True)]
+
+
 def poison(cache):
     """Fill every slot of a NativeCache that is not live with NaN, or the like. No result may change."""
     c, lib = cache._cache, native.lib
@@ -77,9 +83,9 @@ def poison(cache):
             pages += [(slots.page[p], slots.bitmap[p]) for p in range(slots.pages)]
     for page, bitmap in pages:
         dead = [slot for slot in range(cache.page_slots) if not bitmap >> slot & 1]
-        memory = np.frombuffer(native.ffi.buffer(page, c.pool.page_bytes), np.uint8)
-        lanes, values = np.split(memory, [c.part[lib.DCP_V]])
-        lanes.reshape(-1, lib.DCP_LANES, 4)[:, dead] = 255
+        keys, rest, values = pieces(cache, page)
+        for lanes in (keys, rest):
+            lanes.reshape(-1, lib.DCP_LANES, 4)[:, dead] = 255
         shared = 2**c.kv  # rows in one of words
         panels, groups = c.heads * c.v_panels, -(-cache.page_slots // shared)
         values = values[: panels * groups * lib.DCP_LANES * 4].reshape(panels, groups, lib.DCP_LANES, shared, -1)

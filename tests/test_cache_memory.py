@@ -122,17 +122,16 @@ def test_trim_gives_free_pages_back(make):
 GPT2 = Config(int_n_embd=64)  # H = 12, D = 64
 
 
-@pytest.mark.parametrize(("config", "slots", "kv", "policy", "parts"), [
-    (GPT2, 32, "float32", learned, [12 * 64 * 32 * 4, 12 * 64 * 32 * 4, 64 * 128, 128]),
-    (GPT2, 32, "float16", learned, [12 * 64 * 32 * 2, 12 * 64 * 32 * 2, 64 * 128, 128]),
-    (GPT2, 32, "int8", window(3), [12 * 64 * 32, 12 * 64 * 32, 12 * 128, 12 * 128, 128]),
-    (GPT2, 32, "float32", heavy_hitters(0, 3), [12 * 64 * 32 * 4, 12 * 64 * 32 * 4, 12 * 128, 128]),
+@pytest.mark.parametrize(("config", "slots", "kv", "policy", "pieces"), [
+    (GPT2, 32, "float32", learned, [12 * 64 * 32 * 4, 12 * 64 * 32 * 4, 64 * 128 + 128]),
+    (GPT2, 32, "float16", learned, [12 * 64 * 32 * 2, 12 * 64 * 32 * 2, 64 * 128 + 128]),
+    (GPT2, 32, "int8", window(3), [12 * 64 * 32, 12 * 64 * 32, 12 * 128 + 12 * 128 + 128]),
+    (GPT2, 32, "float32", heavy_hitters(0, 3), [12 * 64 * 32 * 4, 12 * 64 * 32 * 4, 12 * 128 + 128]),
     (GPT2, 1, "float32", dense, [12 * 64 * 32 * 4, 12 * 64 * 4, 128]),
-    (Config(n_embd=33, n_head=1), 3, "int8", dense, [33 * 32 + 32, 2 * 3 * 32, 128, 128, 128]),
+    (Config(n_embd=33, n_head=1), 3, "int8", dense, [33 * 32 + 32, 2 * 3 * 32, 128 + 128 + 128]),
 ])
-def test_page_bytes(config, slots, kv, policy, parts):
-    assert all(part % 64 == 0 for part in parts)
-    expected = -(-sum(parts) // 4096) * 4096
+def test_page_bytes(config, slots, kv, policy, pieces):
+    expected = sum(-(-piece // 4096) * 4096 for piece in pieces)
     assert page_bytes(config, slots, kv, policy) == expected
     for make in CACHES:
         cache = make(config, slots, kv=kv, policy=policy)

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from cache_tools import poison
+from cache_tools import pieces, poison
 
 from dcp_ref.config import Config
 from dcp_ref.runtime import native, native_cache
@@ -159,6 +159,44 @@ def test_widths_that_do_not_fill_the_vectors(head_dim, rank):
 
 
 @built
+def test_a_reserve_that_is_interrupted_while_it_makes_room(monkeypatch):
+    """C is never left with room that is gone."""
+
+    class Interrupting:
+        def __getattr__(self, name):
+            return getattr(native.ffi, name)
+
+        def from_buffer(self, *arguments):
+            if isinstance(arguments[-1], np.ndarray):
+                raise KeyboardInterrupt
+            return native.ffi.from_buffer(*arguments)
+
+    cache = native_cache.NativeCache(CONFIG, 2)
+    sequence, rows = cache.new_sequence(), np.ones((3, 4), np.float32)
+    cache.reserve([sequence], [1])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(native_cache, "ffi", Interrupting())
+        cache.reserve([sequence], [3])
+    with pytest.raises(RuntimeError, match="without the reserve"):
+        cache.step(0, [sequence], [0], [3], *[rows] * 5)
+    cache.reserve([sequence], [3])
+    out, _ = cache.step(0, [sequence], [0], [3], *[rows] * 5)
+    np.testing.assert_array_equal(out, rows)
+
+
+@built
+def test_memory_is_asked_for_in_few_chunks_and_little_of_it_in_vain():
+    cache = native_cache.NativeCache(Config(n_embd=64, n_head=1, n_layer=1, int_n_embd=None))
+    sequences = []
+    for n in range(1, 100):
+        sequences.append(cache.new_sequence())
+        cache.reserve(sequences, [1] * n)
+        asked = sum(len(native.ffi.buffer(memory)) for memory in cache._memory)
+        assert cache.stats().bytes_reserved <= asked <= 2 * cache.stats().bytes_reserved
+    assert len(cache._memory) < 10
+
+
+@built
 def test_poison_reaches_every_dead_slot_and_no_live_one():
     cache = native_cache.NativeCache(CONFIG, 2)
     kept, gone = cache.new_sequence(), cache.new_sequence()
@@ -169,14 +207,12 @@ def test_poison_reaches_every_dead_slot_and_no_live_one():
     cache.release(gone)
     poison(cache)
     slots, pool = cache._sequences[kept].layer[0], cache._cache.pool
-    stored = [np.frombuffer(native.ffi.buffer(page, pool.page_bytes), np.float32) for page in
-              (slots.page[0], slots.page[1], pool.idle[pool.n_spare])]
-    v_at = cache._cache.part[native.lib.DCP_V] // 4
-    rows = [page[:v_at].reshape(-1, 32)[:, :2] for page in stored]  # two slots
-    rows += [page[v_at :][: 2 * 2 * 32].reshape(2, 2, 32).swapaxes(1, 2).reshape(-1, 2)[[0, 1, 32, 33]]  # two heads
-             for page in stored]
-    assert [np.isnan(row).all(axis=0).tolist() for row in rows] == 2 * [[False, False], [False, True], [True, True]]
-    assert [np.isnan(row).any(axis=0).tolist() for row in rows] == 2 * [[False, False], [False, True], [True, True]]
+    for page, dead in ((slots.page[0], [False, False]), (slots.page[1], [False, True]),
+                       (pool.idle[pool.n_spare], [True, True])):
+        keys, rest, values = (piece.view(np.float32) for piece in pieces(cache, page))
+        values = values[: 2 * 2 * 32].reshape(2, 2, 32).swapaxes(1, 2).reshape(-1, 2)[[0, 1, 32, 33]]  # two heads
+        for lanes in (keys.reshape(-1, 32)[:, :2], rest.reshape(-1, 32)[:, :2], values):  # two slots
+            assert np.isnan(lanes).all(axis=0).tolist() == np.isnan(lanes).any(axis=0).tolist() == dead
 
 
 @built

@@ -1,5 +1,8 @@
 """slots.c against a trivial table: a set of live slots, and pages that are numbers."""
 
+from itertools import pairwise
+
+import numpy as np
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -9,7 +12,24 @@ from dcp_ref.runtime.native import available, ffi, lib
 if not available():
     pytest.skip("the C extension is not built", allow_module_level=True)
 
-LIST_PAGES, PAGE_BYTES = 12, 4096
+LIST_PAGES, PIECE_BYTES = 12, [4096, 8192, 4096]
+PAGE_BYTES = sum(PIECE_BYTES)
+
+
+def new_pool(page_slots):
+    """A pool, and the cache without sequences that it is part of."""
+    cache = ffi.new("dcp_cache *", {"pool": {"page_slots": page_slots, "piece_bytes": PIECE_BYTES}})
+    return cache, ffi.addressof(cache, "pool")
+
+
+def addresses(page):
+    """A page as what can be compared and put into a set."""
+    return tuple(int(ffi.cast("uintptr_t", piece)) for piece in page.piece)
+
+
+def contents(page):
+    """Buffers of its pieces."""
+    return [ffi.buffer(ffi.cast("char *", piece), size) for piece, size in zip(page, PIECE_BYTES, strict=True)]
 
 
 class Slots(RuleBasedStateMachine):
@@ -18,10 +38,9 @@ class Slots(RuleBasedStateMachine):
     @initialize(page_slots=st.sampled_from([1, 2, 3, 31, 32]), chunk_pages=st.integers(1, 5))
     def start(self, page_slots, chunk_pages):
         self.page_slots, self.chunk_pages = page_slots, chunk_pages
-        self.live, self.owned, self.detached, self.spare = set(), [], [], set()
-        self.pool = ffi.new("dcp_pool *", {
-            "page_slots": page_slots, "page_bytes": PAGE_BYTES, "max_pages": LIST_PAGES, "chunk_pages": chunk_pages})
-        self.bitmap, self.pages = ffi.new("uint32_t[]", LIST_PAGES), ffi.new("unsigned char *[]", LIST_PAGES)
+        self.live, self.owned, self.detached, self.memory = set(), [], [], []
+        self.cache, self.pool = new_pool(page_slots)
+        self.bitmap, self.pages = ffi.new("uint32_t[]", LIST_PAGES), ffi.new("dcp_page[]", LIST_PAGES)
         self.slots = ffi.new("dcp_slots *", {"bitmap": self.bitmap, "page": self.pages})
 
     @precondition(lambda self: len(self.live) < LIST_PAGES * self.page_slots)
@@ -29,9 +48,9 @@ class Slots(RuleBasedStateMachine):
     def take(self, n):
         for _ in range(min(n, LIST_PAGES * self.page_slots - len(self.live))):
             if len(self.live) == len(self.owned) * self.page_slots:
-                if lib.dcp_pool_grow(self.pool, 1) != lib.DCP_OK:
-                    assert len(self.owned) + len(self.detached) == LIST_PAGES
+                if len(self.owned) == LIST_PAGES:
                     return
+                self.make_free(1)
                 self.owned.append(self.free()[-1])
             slot = lib.dcp_slot_take(self.slots, self.pool)
             assert slot == min(set(range(len(self.live) + 1)) - self.live)
@@ -54,7 +73,7 @@ class Slots(RuleBasedStateMachine):
         bitmap = self.slots.bitmap[self.slots.pages]
         self.slots.live -= bitmap.bit_count()
         assert {first + bit for bit in range(32) if bitmap >> bit & 1} == {slot for slot in self.live if slot >= first}
-        assert self.slots.page[self.slots.pages] == page
+        assert addresses(self.slots.page[self.slots.pages]) == page
         self.live = {slot for slot in self.live if slot < first}
         self.detached.append(page)
 
@@ -62,52 +81,75 @@ class Slots(RuleBasedStateMachine):
     @rule()
     def free_a_detached_page(self):
         page = self.detached.pop()
-        lib.dcp_page_free(self.pool, page)
+        self.give(page)
         assert self.free()[-1] == page
 
     @rule(extra=st.integers(0, 3))
     def grow(self, extra):
-        n_free, before = self.pool.n_free + extra, self.pool.pages
-        fits = before + extra <= LIST_PAGES
-        assert lib.dcp_pool_grow(self.pool, n_free) == (lib.DCP_OK if fits else lib.DCP_ENOMEM)
+        n_free, before, fits = self.pool.n_free + extra, self.pool.pages, extra <= self.pool.n_spare
+        assert lib.dcp_pool_grow(self.pool, n_free) == (lib.DCP_OK if fits else lib.DCP_ENOROOM)
         assert self.pool.pages == before + (extra if fits else 0)
+
+    @rule()
+    def add(self):
+        """Its pages are taken in the order of their addresses, piece by piece without a gap."""
+        free, spare, n = self.free(), self.spare(), self.chunk_pages
+        memory = np.zeros((n + 1) * PAGE_BYTES, np.uint8)
+        start = -memory.ctypes.data % 4096
+        self.memory.append(memory)
+        assert lib.dcp_pool_add(self.pool, ffi.from_buffer(memory[start:]), n) == lib.DCP_OK
+        starts = np.cumsum([memory.ctypes.data + start, *(n * size for size in PIECE_BYTES[:-1])]).tolist()
+        new = [tuple(at + i * size for at, size in zip(starts, PIECE_BYTES, strict=True)) for i in range(n)]
+        assert self.spare() == new[::-1] + spare and self.free() == free
 
     @rule()
     def trim(self):
         """What was free is spare, reads as zeros, and is taken again before anything more is mapped."""
         free = self.free()
         for page in free:
-            ffi.buffer(page, PAGE_BYTES)[:] = b"\xff" * PAGE_BYTES
+            for piece in contents(page):
+                piece[:] = b"\xff" * len(piece)
         lib.dcp_pool_trim(self.pool)
         assert self.pool.n_free == 0
-        assert set(free) <= {self.pool.idle[i] for i in range(self.pool.n_spare)}
-        assert all(ffi.buffer(page, PAGE_BYTES)[:] == bytes(PAGE_BYTES) for page in free)
+        assert set(free) <= set(self.spare())
+        assert all(piece[:] == bytes(len(piece)) for page in free for piece in contents(page))
 
     @invariant()
     def equal(self):
         slots, pool, n = self.slots, self.pool, self.page_slots
         assert slots.live == len(self.live)
-        assert [slots.page[p] for p in range(slots.pages)] == self.owned
+        assert [addresses(slots.page[p]) for p in range(slots.pages)] == self.owned
         assert {p * n + bit for p in range(slots.pages) for bit in range(32)
                 if slots.bitmap[p] >> bit & 1} == self.live
-        assert pool.pages == pool.n_free + slots.pages + len(self.detached) <= LIST_PAGES
+        assert pool.pages == pool.n_free + slots.pages + len(self.detached)
 
     @invariant()
     def every_page_is_somewhere_once(self):
+        """And no two pieces of memory overlap."""
         pool = self.pool
-        pages = self.owned + self.detached
-        pages += [pool.idle[i] for i in range(pool.n_spare + pool.n_free)]
-        assert len(pages) == len(set(pages)) == pool.mapped
-        assert pool.mapped <= -(-LIST_PAGES // self.chunk_pages) * self.chunk_pages
+        pages = self.owned + self.detached + self.spare() + self.free()
+        assert len(pages) == pool.pages + pool.n_spare == len(self.memory) * self.chunk_pages
+        ends = sorted((at, at + size) for page in pages for at, size in zip(page, PIECE_BYTES, strict=True))
+        assert all(end <= start for (_, end), (start, _) in pairwise(ends))
 
     def free(self):
-        return [self.pool.idle[self.pool.n_spare + i] for i in range(self.pool.n_free)]
+        return [addresses(self.pool.idle[self.pool.n_spare + i]) for i in range(self.pool.n_free)]
+
+    def spare(self):
+        return [addresses(self.pool.idle[i]) for i in range(self.pool.n_spare)]
+
+    def make_free(self, pages):
+        while lib.dcp_pool_grow(self.pool, pages) != lib.DCP_OK:
+            self.add()
+
+    def give(self, page):
+        lib.dcp_page_free(self.pool, {"piece": [ffi.cast("unsigned char *", piece) for piece in page]})
 
     def teardown(self):
         if hasattr(self, "pool"):
             for page in self.owned + self.detached:
-                lib.dcp_page_free(self.pool, page)
-            lib.dcp_pool_clear(self.pool)
+                self.give(page)
+            lib.dcp_cache_clear(self.cache)
 
 
 TestSlots = Slots.TestCase
@@ -118,15 +160,13 @@ def test_pages_for():
     assert lib.dcp_pages_for(2**64 - 1, 32) == 2**59
 
 
-def test_a_pool_that_the_system_refuses():
-    """Nothing is lost by it: what was there is still free, and smaller wishes go on."""
-    pool = ffi.new("dcp_pool *", {"page_slots": 1, "page_bytes": 2**62, "max_pages": 2, "chunk_pages": 1})
-    assert lib.dcp_pool_grow(pool, 1) == lib.DCP_ENOMEM
-    assert (pool.pages, pool.n_free, pool.n_spare, pool.mapped) == (0, 0, 0, 0)
-    pool.page_bytes = PAGE_BYTES
-    assert lib.dcp_pool_grow(pool, 1) == lib.DCP_OK
-    pool.page_bytes, pool.chunk_pages = PAGE_BYTES, 2**50
-    assert lib.dcp_pool_grow(pool, 2) == lib.DCP_ENOMEM and (pool.pages, pool.n_free) == (1, 1)
-    pool.chunk_pages = 1
-    assert lib.dcp_pool_grow(pool, 2) == lib.DCP_OK
-    lib.dcp_pool_clear(pool)
+def test_a_pool_that_the_system_refuses_a_longer_list():
+    """Nothing is lost by it, and smaller wishes go on."""
+    cache, pool = new_pool(1)
+    memory = np.zeros(3 * PAGE_BYTES, np.uint8)
+    start = ffi.from_buffer(memory[-memory.ctypes.data % 4096 :])
+    assert lib.dcp_pool_add(pool, start, 1) == lib.dcp_pool_grow(pool, 1) == lib.DCP_OK
+    assert lib.dcp_pool_add(pool, start, 2**58) == lib.DCP_ENOMEM
+    assert (pool.pages, pool.n_free, pool.n_spare) == (1, 1, 0)
+    assert lib.dcp_pool_add(pool, start + PAGE_BYTES, 1) == lib.dcp_pool_grow(pool, 2) == lib.DCP_OK
+    lib.dcp_cache_clear(cache)

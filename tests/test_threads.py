@@ -246,27 +246,31 @@ def test_children_forked_while_pages_are_taken():
     """A lock that is held when the process is forked is held for ever in the child."""
     code = """
 ffi, lib = native.ffi, native.lib
-expected, stop = fed(Engine(MODEL, "native")), threading.Event()
+expected, stop, done = fed(Engine(MODEL, "native")), threading.Event(), []
 
 def take():
-    pool = ffi.new("dcp_pool *", {"page_slots": 1, "page_bytes": 4096, "max_pages": 1, "chunk_pages": 1})
-    bitmap, pages = ffi.new("uint32_t[1]"), ffi.new("unsigned char *[1]")
+    pool, memory = ffi.new("dcp_pool *", {"page_slots": 1, "piece_bytes": 3 * [4096]}), bytearray(3 * 4096)
+    lib.dcp_pool_add(pool, ffi.from_buffer(memory), 1)
+    bitmap, pages = ffi.new("uint32_t[1]"), ffi.new("dcp_page[1]")
     slots = ffi.new("dcp_slots *", {"bitmap": bitmap, "page": pages})
     lib.dcp_pool_grow(pool, 1)
     while not stop.is_set():
         for _ in range(1000):
             lib.dcp_slot_take(slots, pool)
-            lib.dcp_page_detach(slots)
+            slots.pages = 0
             lib.dcp_page_free(pool, slots.page[0])
+    done.append(slots.live > 0)
 
 threads = [threading.Thread(target=take) for _ in range(2)]
 for thread in threads:
     thread.start()
 codes = {child(lambda: same(fed(Engine(MODEL, "native")), expected)) for _ in range(40)}
 stop.set()
-print(codes)
+for thread in threads:
+    thread.join()
+print(codes, done)
 """
-    assert run(code) == "{0}\n"
+    assert run(code) == "{0} [True, True]\n"
 
 
 @linux

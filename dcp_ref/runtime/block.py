@@ -139,19 +139,18 @@ def check_bytes(needed: int, max_bytes: int | None) -> None:
                         "release a sequence, or give a larger max_cache_bytes")
 
 
-def page_layout(config: Config, page_slots: int, kv: str, policy: Policy) -> tuple[list[int], int]:
-    """Where the parts of a page in C start (csrc/dcp.h), and the bytes of a page, a multiple of 4096."""
+def page_layout(config: Config, page_slots: int, kv: str, policy: Policy) -> tuple[list[int], list[int]]:
+    """In C (csrc/dcp.h): where the parts of the rest of a page start, and the bytes of a page's pieces."""
     H, D, shared = config.n_head, config.head_dim, 4 // np.dtype(kv).itemsize  # numbers that share a word
     scales, sums = H if kv == "int8" else 0, H if policy.heavy is not None else 0
     keys, values = H * -(-D // shared), H * -(-D // 32) * -(-page_slots // shared)
-    rows = (keys, scales, scales, policy.rank(config), sums, 1, values)  # of 32 words
-    *starts, end = itertools.accumulate((128 * n for n in rows), initial=0)
-    return starts, -(-end // 4096) * 4096
+    *starts, rest = itertools.accumulate((scales, scales, policy.rank(config), sums, 1), initial=0)
+    return [128 * n for n in starts], [-(-128 * n // 4096) * 4096 for n in (keys, rest, values)]  # rows of 32 words
 
 
 def page_bytes(config: Config, page_slots: int, kv: str, policy: Policy) -> int:
     """The size of a page in C, in which both caches count."""
-    return page_layout(config, page_slots, kv, policy)[1]
+    return sum(page_layout(config, page_slots, kv, policy)[1])
 
 
 def check_layer(config: Config, layer: int) -> int:

@@ -1,6 +1,6 @@
 """The cache in C: csrc/dcp.h is its manual."""
 
-import sys
+import mmap
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -24,7 +24,8 @@ from dcp_ref.runtime.recording import call
 from dcp_ref.runtime.storage import Room, check_storage
 from dcp_ref.runtime.turns import Turns, in_turn
 
-CHUNK_BYTES = 64 << 20  # of the cache, mapped at once: whole huge pages
+OUT_OF_MEMORY = "out of memory: release a sequence"
+CHUNK_BYTES = 64 << 20  # of memory, asked for at once by a cache that is as large: whole huge pages
 
 
 class _Batch(NamedTuple):
@@ -68,7 +69,9 @@ class NativeCache:
         config, policy = self.config, self.policy
         if max(config.n_layer, config.n_positions, config.n_embd, self._rank) > 2**24:
             raise MemoryError(f"no cache for {config}")
-        parts, page_bytes = page_layout(config, self.page_slots, self.kv, policy)
+        parts, pieces = page_layout(config, self.page_slots, self.kv, policy)
+        self._page_bytes = sum(pieces)
+        self._memory: list[Any] = []  # of all pages, in chunks
         threads, v_panels = lib.dcp_threads(self.threads), -(-config.head_dim // lib.DCP_LANES)
         list_pages = -(-config.n_positions // self.page_slots)
         tiles = threads * config.n_head * (list_pages + v_panels)
@@ -82,9 +85,7 @@ class NativeCache:
             "policy": {"window": policy.window or 0, "first": policy.first, "stride": policy.stride,
                        "heavy": policy.heavy or 0, "by_attention": policy.heavy is not None,
                        "delay": min(config.int_delay, config.n_positions), "threshold": self.threshold},
-            "pool": {"page_slots": self.page_slots, "page_bytes": page_bytes,
-                     "chunk_pages": max(CHUNK_BYTES // page_bytes, 1),
-                     "max_pages": min(self.max_bytes or sys.maxsize, sys.maxsize) // page_bytes}})
+            "pool": {"page_slots": self.page_slots, "piece_bytes": pieces}})
 
     @in_turn
     def new_sequence(self) -> int:
@@ -98,7 +99,7 @@ class NativeCache:
         Raises ValueError when the sequence is unknown, CacheFull past max_bytes, MemoryError; nothing has changed then.
         """
         parent = self._sequences[sequence]
-        self._check_room(sum(slots.pages for slots in self._slots(parent)))
+        self._make_free(sum(slots.pages for slots in self._slots(parent)))
         return self._add(lib.dcp_sequence_fork(self._cache, parent))
 
     @in_turn
@@ -120,13 +121,13 @@ class NativeCache:
         counts = check_counts(self.config, seen, counts)
         batch = self._batch_of(handles, seen, counts)  # after `counts`: a generator may have released one
         pages = lib.dcp_more_pages(self._cache, batch.c_sequences, batch.c_counts, len(handles), 0, self.config.n_layer)
-        self._check_room(pages)
+        self._make_free(pages)
         needed = lib.dcp_round_bytes(self._cache, batch.c_counts, len(handles))
-        if needed > len(self._round):
+        if needed > self._cache.round_bytes:
+            self._cache.round_bytes = 0  # an interrupt before the last line leaves no room, not one that is gone
             self._round = np.empty(needed, np.uint8)
-            self._cache.round, self._cache.round_bytes = ffi.from_buffer(self._round), needed
-        if lib.dcp_pool_grow(ffi.addressof(self._cache, "pool"), pages) != lib.DCP_OK:
-            raise MemoryError("out of memory: release a sequence")
+            self._cache.round = ffi.from_buffer(self._round)
+            self._cache.round_bytes = needed
 
     @in_turn
     def trim(self) -> None:
@@ -192,7 +193,8 @@ class NativeCache:
         slots = self._sequences[sequence].layer[check_layer(self.config, layer)]
         table = np.full((slots.pages, self.page_slots), -1, np.int32)
         for p, row in enumerate(table):
-            position = lib.dcp_positions(self._cache, slots.page[p])
+            part = slots.page[p].piece[lib.DCP_REST] + self._cache.part[lib.DCP_POSITION]
+            position = ffi.cast("int32_t *", part)
             live = [slot for slot in range(self.page_slots) if slots.bitmap[p] >> slot & 1]
             row[live] = [position[slot] for slot in live]
         return table
@@ -203,17 +205,24 @@ class NativeCache:
         pool, layers = self._cache.pool, [slots for sequence in self._sequences for slots in self._slots(sequence)]
         return Stats(
             sum(slots.live for slots in layers), sum(slots.pages for slots in layers) * self.page_slots,
-            (pool.pages - pool.n_free) * pool.page_bytes, pool.pages * pool.page_bytes,
+            (pool.pages - pool.n_free) * self._page_bytes, pool.pages * self._page_bytes,
             self._scratch.nbytes + self._round.nbytes)
 
     def _slots(self, sequence: Any) -> list[Any]:
         """The dcp_slots of every layer."""
         return [sequence.layer[layer] for layer in range(self.config.n_layer)]
 
-    def _check_room(self, pages: int) -> None:
-        """Raises CacheFull when so many free pages are more than the bound allows."""
-        pool = self._cache.pool
-        check_bytes((pool.pages + max(pages - pool.n_free, 0)) * pool.page_bytes, self.max_bytes)
+    def _make_free(self, pages: int) -> None:
+        """See to it that so many pages are free. Raises CacheFull or MemoryError; nothing has changed then."""
+        pool, size = ffi.addressof(self._cache, "pool"), self._page_bytes
+        check_bytes((pool.pages + max(pages - pool.n_free, 0)) * size, self.max_bytes)
+        if (missing := pages - pool.n_free - pool.n_spare) > 0:
+            more = max(missing, min(pool.pages, CHUNK_BYTES // size))  # as many again, up to a chunk
+            self._memory.append(_map(more * size))  # first: interrupted here, it is only of no use
+            if lib.dcp_pool_add(pool, self._memory[-1], more) != lib.DCP_OK:
+                del self._memory[-1]
+                raise MemoryError(OUT_OF_MEMORY)
+        lib.dcp_pool_grow(pool, pages)
 
     def _add(self, sequence: Any) -> int:
         if sequence == ffi.NULL:
@@ -229,6 +238,17 @@ class NativeCache:
                 ffi.new("size_t[]", counts), starts, np.empty((len(handles) * self.config.n_positions, 2), np.int32))
         batch.starts[:] = batch.c_starts[0 : len(starts)] = starts
         return batch
+
+
+def _map(size: int) -> Any:  # -> unsigned char *
+    """So many zeros of the system's, which take memory when they are written first. Raises MemoryError."""
+    try:
+        memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE)
+    except (OSError, OverflowError):
+        raise MemoryError(OUT_OF_MEMORY) from None
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)  # fewer addresses to translate while keys are read in order
+    return ffi.from_buffer("unsigned char[]", memory)
 
 
 def _strided(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:

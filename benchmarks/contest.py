@@ -161,7 +161,7 @@ def prompt_contenders(setting, rows):
 
 FLOAT32 = ((Transformers, {}), (LlamaCpp, {}), (CTranslate2, {}))
 LLAMA_F16_KV = ((LlamaCpp, {"kv": "f16"}),)  # its default
-LLAMA_OTHERS = (*LLAMA_F16_KV, (LlamaCpp, {"flash": True}))  # flash attention is its default too
+LLAMA_OTHERS = (*LLAMA_F16_KV, (LlamaCpp, {"flash": True}))  # so is flash attention
 NOTHING, BOTH = ("no scores", "0% dropped"), ("no scores", "0% dropped", "80% dropped")
 VERSUS = {
     "batch1-64": Rows(1, 64, 8, NOTHING, FLOAT32, LLAMA_F16_KV, repeat=MORE),

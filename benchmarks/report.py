@@ -55,26 +55,29 @@ def speed(raw, seconds):
 
 
 def versus(title, needs, raw):
-    """A line for each of ours: the rival that comes closest is the best, with ours as timed beside it."""
-    lines = []
-    for ours, (times, share) in needs.items():
-        ratios = {name: times_as_fast(raw["pairs"][name][ours], raw["pairs"][name][name]) for name in raw["same"]}
-        best = min(ratios, key=ratios.get, default=None)
-        if best is None:
-            continue
-        pair, fact = raw["pairs"][best], raw["ours"].get(ours)
-        mine, theirs = (speed(raw, median(pair[name])) for name in (ours, best))
-        limit, needed, reached = "", f"{times} x the best rival", ratios[best] >= times
-        if fact is not None:  # a step, not a prompt
-            bound = raw["batch"] * bandwidth_of(raw) / (raw["weight_bytes"] + fact["kv_bytes"])
-            limit = f"{bound:.1f}"
-        if share is not None:
-            needed += f", or {share} x the limit"
-            reached = reached or mine >= share * bound
-        dropped = f"{fact['share_dropped']:.0%} dropped" if ours == "80% dropped" and fact is not None else ours
-        lines.append(row(f"{title}, {dropped}", f"{mine:.1f} tokens/s", f"{theirs:.1f} ({best})",
-                         f"{ratios[best]:.2f}", limit, needed, reached))
-    return lines
+    """A line for each of ours beside the best rival; and, where it was timed, beside llama.cpp as it comes."""
+    defaults = [name for name in raw["pairs"] if name.endswith("flash attention")]  # rival_llama.py says why it is slow
+    return [beside(title, ours, *need, names, note, raw)
+            for names, note in ((raw["same"], ""), (defaults, "; llama.cpp as it comes")) if names
+            for ours, need in needs.items()]
+
+
+def beside(title, ours, times, share, names, note, raw):
+    """The line of ours beside the best of these rivals, the one that comes closest, with ours as timed beside it."""
+    ratios = {name: times_as_fast(raw["pairs"][name][ours], raw["pairs"][name][name]) for name in names}
+    best = min(ratios, key=ratios.get)
+    pair, fact = raw["pairs"][best], raw["ours"].get(ours)
+    mine, theirs = (speed(raw, median(pair[name])) for name in (ours, best))
+    limit, needed, reached = "", f"{times} x the rival", ratios[best] >= times
+    if fact is not None:  # a step, not a prompt
+        bound = raw["batch"] * bandwidth_of(raw) / (raw["weight_bytes"] + fact["kv_bytes"])
+        limit = f"{bound:.1f}"
+    if share is not None:
+        needed += f", or {share} x the limit"
+        reached = reached or mine >= share * bound
+    dropped = f"{fact['share_dropped']:.0%} dropped" if ours == "80% dropped" and fact is not None else ours
+    return row(f"{title}, {dropped}{note}", f"{mine:.1f} tokens/s", f"{theirs:.1f} ({best})", f"{ratios[best]:.2f}",
+               limit, needed, reached)
 
 
 def pruning(raw):

@@ -11,9 +11,9 @@ from rivals import THREADS, Rival, layers_of
 class LlamaCpp(Rival):
     """Weights f32, f16 or q8_0, keys and values likewise.
 
-    Flash attention computes in float16: over float32 keys and values it first copies the whole cache to float16, every
-    step, which is slower and is not float32. So `flash` is off for f32 unless told otherwise, and on for the others
-    (values in q8_0 need it).
+    Flash attention, which is on as llama.cpp comes, computes in float16: over float32 keys and values it first copies
+    the whole cache to float16, every step, which is slower and is not float32. So `flash` is off for f32 unless told
+    otherwise, and on for the others (values in q8_0 need it).
 
     Without `unified`, each sequence has a stream of its own and attends to its own cells only; with it, all share one
     buffer and each row scores, and masks, everybody's cells.

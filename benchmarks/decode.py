@@ -85,7 +85,7 @@ def scoring(setting):
     """Seconds of a step with scores that drop nothing, and of one without scores, batch 32."""
     ours = {name: setting.decoding(name, 32, 880) for name in ("no scores", "0% dropped")}
     contenders = {name: decoding.steps(2) for name, decoding in ours.items()}
-    return {"calls": calls(interleaved(contenders, 2 * setting.rounds, pause=0.01, title="scoring"))}
+    return {"calls": calls(interleaved(contenders, 6 * setting.rounds, pause=0.01, title="scoring"))}
 
 
 def cache_bytes(setting):

@@ -55,10 +55,10 @@ def speed(raw, seconds):
 
 
 def versus(title, needs, raw):
-    """A line for each of ours beside the best rival; and, where it was timed, beside llama.cpp as it comes."""
-    defaults = [name for name in raw["pairs"] if name.endswith("flash attention")]  # rival_llama.py says why it is slow
+    """A line for each of ours beside the best rival; and, where that was timed, beside llama.cpp's own default."""
+    flash = [name for name in raw["pairs"] if name.endswith("flash attention")]  # rival_llama.py says why it is slow
     return [beside(title, ours, *need, names, note, raw)
-            for names, note in ((raw["same"], ""), (defaults, "; llama.cpp as it comes")) if names
+            for names, note in ((raw["same"], ""), (flash, "; llama.cpp with flash attention")) if names
             for ours, need in needs.items()]
 
 

@@ -1,6 +1,6 @@
 /* common.h - what the C files share: includes, numbers in lanes, and the inner loop over them. */
 
-#define _GNU_SOURCE /* MAP_ANONYMOUS, madvise */
+#define _GNU_SOURCE /* madvise */
 #include <math.h>
 #include <pthread.h>
 #include <stddef.h>

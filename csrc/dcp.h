@@ -40,7 +40,7 @@ typedef struct { unsigned char *piece[DCP_PIECES]; } dcp_page;
 
 /* The pages of a cache: owned ones, free ones, and spare ones: these hold no memory of the system. */
 typedef struct {
-    size_t page_slots, piece_bytes[DCP_PIECES]; /* 1..32 slots, a bit each in a uint32_t; multiples of 4096 bytes */
+    size_t page_slots, piece_bytes[DCP_PIECES]; /* 1..32 slots, a bit each in a uint32_t; pages of the system */
     size_t pages, n_free, n_spare; /* owned and free ones; of these the free ones; spare ones */
     dcp_page *idle;                /* [n_spare], then [n_free]; with room for all: giving one back cannot fail */
 } dcp_pool;
@@ -54,7 +54,7 @@ typedef struct {
 
 size_t dcp_pages_for(size_t tokens, size_t page_slots); /* that so many tokens need */
 
-/* Adds spare pages: memory of the caller's, at a multiple of 4096 bytes and not used yet, that outlives the pool. And:
+/* Adds spare pages: memory of the caller's, whole pages of the system, not used yet, that outlives the pool. And:
  * makes spare pages free until n_free are. Return DCP_OK; or, nothing changed, DCP_ENOMEM; DCP_ENOROOM. */
 int dcp_pool_add(dcp_pool *pool, unsigned char *memory, size_t pages);
 int dcp_pool_grow(dcp_pool *pool, size_t n_free);

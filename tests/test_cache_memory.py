@@ -1,5 +1,7 @@
 """What caches own and reserve: pages that go from one sequence to another, forks, bounds."""
 
+import mmap
+
 import numpy as np
 import pytest
 from cache_tools import CACHES, Inputs, any_policies, configs, walk_layers
@@ -131,7 +133,7 @@ GPT2 = Config(int_n_embd=64)  # H = 12, D = 64
     (Config(n_embd=33, n_head=1), 3, "int8", dense, [33 * 32 + 32, 2 * 3 * 32, 128 + 128 + 128]),
 ])
 def test_page_bytes(config, slots, kv, policy, pieces):
-    expected = sum(-(-piece // 4096) * 4096 for piece in pieces)
+    expected = sum(-(-piece // mmap.PAGESIZE) * mmap.PAGESIZE for piece in pieces)
     assert page_bytes(config, slots, kv, policy) == expected
     for make in CACHES:
         cache = make(config, slots, kv=kv, policy=policy)

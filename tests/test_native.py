@@ -1,6 +1,7 @@
 """The C extension: built where it can be, safe when called without the binding's checks, gives its memory back."""
 
 import gc
+import mmap
 import resource
 import shutil
 import sys
@@ -158,6 +159,9 @@ def test_widths_that_do_not_fill_the_vectors(head_dim, rank):
     assert 0 < len(results[0][1]) < 66
 
 
+ONE_PAGE = Config(n_embd=64, n_head=1, n_layer=1)  # in each of its layers
+
+
 @built
 def test_a_reserve_that_is_interrupted_while_it_makes_room(monkeypatch):
     """C is never left with room that is gone."""
@@ -178,22 +182,95 @@ def test_a_reserve_that_is_interrupted_while_it_makes_room(monkeypatch):
         patch.setattr(native_cache, "ffi", Interrupting())
         cache.reserve([sequence], [3])
     with pytest.raises(RuntimeError, match="without the reserve"):
-        cache.step(0, [sequence], [0], [3], *[rows] * 5)
+        cache.step(0, [sequence], [0], [1], *[rows[:1]] * 5)
     cache.reserve([sequence], [3])
     out, _ = cache.step(0, [sequence], [0], [3], *[rows] * 5)
     np.testing.assert_array_equal(out, rows)
 
 
 @built
-def test_memory_is_asked_for_in_few_chunks_and_little_of_it_in_vain():
-    cache = native_cache.NativeCache(Config(n_embd=64, n_head=1, n_layer=1, int_n_embd=None))
+def test_a_sequence_released_in_the_middle_of_its_reserve(monkeypatch):
+    cache = native_cache.NativeCache(CONFIG, 2)
+    kept, gone, batch_of = cache.new_sequence(), cache.new_sequence(), cache._batch_of
+
+    def releasing(*arguments):
+        batch = batch_of(*arguments)
+        cache.release(gone)
+        return batch
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="released in the middle"):
+        patch.setattr(cache, "_batch_of", releasing)
+        cache.reserve([kept, gone], [1, 1])
+    cache.reserve([kept], [1])
+
+
+@built
+@pytest.mark.parametrize("refused", ["mapping", "list"])
+def test_memory_that_is_refused(monkeypatch, refused):
+    """Nothing has changed then, and what was reserved before still is."""
+    cache = native_cache.NativeCache(CONFIG, 2)
+    sequence, row = cache.new_sequence(), np.ones((3, 4), np.float32)
+    cache.reserve([sequence], [1])
+    before, memory = cache.stats(), list(cache._memory)
+    with monkeypatch.context() as patch, pytest.raises(MemoryError, match="release a sequence"):
+        if refused == "mapping":
+            patch.setattr(cache, "_page_bytes", 2**70)
+        else:
+            patch.setattr(native_cache, "lib", Refusing())
+        cache.reserve([sequence], [3])
+    assert cache.stats() == before and cache._memory == memory
+    cache.step(0, [sequence], [0], [1], *[row[:1]] * 5)
+    cache.reserve([sequence], [2])
+
+
+class Refusing:
+    """The extension, with a system that has no memory for a longer list of pages."""
+
+    def __getattr__(self, name):
+        return getattr(native.lib, name)
+
+    def dcp_pool_add(self, *_):
+        return native.lib.DCP_ENOMEM
+
+
+@built
+def test_a_system_without_huge_pages(monkeypatch):
+    class Small(mmap.mmap):
+        def madvise(self, *_):
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(mmap, "mmap", Small)
+    cache = native_cache.NativeCache(CONFIG, 2)
+    cache.reserve([cache.new_sequence()], [1])
+    assert len(cache._memory) == 1
+
+
+@built
+def test_memory_is_asked_for_in_few_chunks_and_little_of_it_in_vain(monkeypatch):
+    cache = native_cache.NativeCache(ONE_PAGE)
+    monkeypatch.setattr(native_cache, "CHUNK_BYTES", 16 * cache._page_bytes)
     sequences = []
     for n in range(1, 100):
         sequences.append(cache.new_sequence())
         cache.reserve(sequences, [1] * n)
         asked = sum(len(native.ffi.buffer(memory)) for memory in cache._memory)
-        assert cache.stats().bytes_reserved <= asked <= 2 * cache.stats().bytes_reserved
-    assert len(cache._memory) < 10
+        assert cache.stats().bytes_reserved == n * cache._page_bytes <= asked < 2 * n * cache._page_bytes
+    pages = [len(native.ffi.buffer(memory)) // cache._page_bytes for memory in cache._memory]
+    assert pages == [1, 1, 2, 4, 8, 16, 16, 16, 16, 16, 16]
+    cache.reserve([*sequences, cache.new_sequence()], [*[1] * 99, 1000])  # 99 + 32 pages, and 112 are there
+    assert len(native.ffi.buffer(cache._memory[-1])) == 19 * cache._page_bytes
+
+
+@built
+def test_a_fork_without_free_pages():
+    cache = native_cache.NativeCache(ONE_PAGE)
+    sequence, row = cache.new_sequence(), np.ones((1, 64), np.float32)
+    cache.reserve([sequence], [1])
+    cache.step(0, [sequence], [0], [1], row, row, row)
+    first = cache._cache.first
+    assert native.lib.dcp_sequence_fork(cache._cache, first) == native.ffi.NULL
+    assert cache._cache.first == first and cache.stats().bytes_reserved == cache._page_bytes
+    cache.fork(sequence)
 
 
 @built

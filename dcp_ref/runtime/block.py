@@ -1,6 +1,7 @@
 """What both caches share: handles of sequences, the checked ragged block of a step, the size of a page, statistics."""
 
 import itertools
+import mmap
 import operator
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -145,7 +146,8 @@ def page_layout(config: Config, page_slots: int, kv: str, policy: Policy) -> tup
     scales, sums = H if kv == "int8" else 0, H if policy.heavy is not None else 0
     keys, values = H * -(-D // shared), H * -(-D // 32) * -(-page_slots // shared)
     *starts, rest = itertools.accumulate((scales, scales, policy.rank(config), sums, 1), initial=0)
-    return [128 * n for n in starts], [-(-128 * n // 4096) * 4096 for n in (keys, rest, values)]  # rows of 32 words
+    pieces = [-(-128 * n // mmap.PAGESIZE) * mmap.PAGESIZE for n in (keys, rest, values)]  # rows of 32 words
+    return [128 * n for n in starts], pieces
 
 
 def page_bytes(config: Config, page_slots: int, kv: str, policy: Policy) -> int:

@@ -1,5 +1,6 @@
 """The cache in C: csrc/dcp.h is its manual."""
 
+import contextlib
 import mmap
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -25,7 +26,8 @@ from dcp_ref.runtime.storage import Room, check_storage
 from dcp_ref.runtime.turns import Turns, in_turn
 
 OUT_OF_MEMORY = "out of memory: release a sequence"
-CHUNK_BYTES = 64 << 20  # of memory, asked for at once by a cache that is as large: whole huge pages
+RELEASED = "a sequence was released in the middle of its step or reserve"
+CHUNK_BYTES = 64 << 20  # of memory, asked for at once by a cache that is as large: mostly whole huge pages
 
 
 class _Batch(NamedTuple):
@@ -98,9 +100,8 @@ class NativeCache:
 
         Raises ValueError when the sequence is unknown, CacheFull past max_bytes, MemoryError; nothing has changed then.
         """
-        parent = self._sequences[sequence]
-        self._make_free(sum(slots.pages for slots in self._slots(parent)))
-        return self._add(lib.dcp_sequence_fork(self._cache, parent))
+        self._make_free(sum(slots.pages for slots in self._slots(self._sequences[sequence])))
+        return self._add(lib.dcp_sequence_fork(self._cache, self._sequences[sequence]))
 
     @in_turn
     def release(self, sequence: int) -> None:
@@ -119,14 +120,18 @@ class NativeCache:
         handles = list(sequences)
         seen = [max(slots.seen for slots in self._slots(s)) for s in self._sequences.distinct(handles)]
         counts = check_counts(self.config, seen, counts)
+        n, layers = len(handles), self.config.n_layer
         batch = self._batch_of(handles, seen, counts)  # after `counts`: a generator may have released one
-        pages = lib.dcp_more_pages(self._cache, batch.c_sequences, batch.c_counts, len(handles), 0, self.config.n_layer)
+        if batch is not self.batch:
+            raise RuntimeError(RELEASED)
+        pages = lib.dcp_more_pages(self._cache, batch.c_sequences, batch.c_counts, n, 0, layers)
+        needed = lib.dcp_round_bytes(self._cache, batch.c_counts, n)
+        room = np.empty(needed, np.uint8) if needed > self._cache.round_bytes else None
         self._make_free(pages)
-        needed = lib.dcp_round_bytes(self._cache, batch.c_counts, len(handles))
-        if needed > self._cache.round_bytes:
+        if room is not None:
             self._cache.round_bytes = 0  # an interrupt before the last line leaves no room, not one that is gone
-            self._round = np.empty(needed, np.uint8)
-            self._cache.round = ffi.from_buffer(self._round)
+            self._round = room
+            self._cache.round = ffi.from_buffer(room)
             self._cache.round_bytes = needed
 
     @in_turn
@@ -166,7 +171,7 @@ class NativeCache:
         Raises RuntimeError when a sequence has been released since: a signal's handler can do that.
         """
         if batch is not self.batch:
-            raise RuntimeError("a sequence was released in the middle of its step")
+            raise RuntimeError(RELEASED)
         n: int = lib.dcp_step(out, ffi.from_buffer("int32_t[]", batch.dropped), self._cache, block)
         if n == lib.DCP_EINVAL:
             found = self._sequences.distinct(batch.handles)
@@ -216,13 +221,13 @@ class NativeCache:
         """See to it that so many pages are free. Raises CacheFull or MemoryError; nothing has changed then."""
         pool, size = ffi.addressof(self._cache, "pool"), self._page_bytes
         check_bytes((pool.pages + max(pages - pool.n_free, 0)) * size, self.max_bytes)
-        if (missing := pages - pool.n_free - pool.n_spare) > 0:
-            more = max(missing, min(pool.pages, CHUNK_BYTES // size))  # as many again, up to a chunk
-            self._memory.append(_map(more * size))  # first: interrupted here, it is only of no use
-            if lib.dcp_pool_add(pool, self._memory[-1], more) != lib.DCP_OK:
-                del self._memory[-1]
+        while lib.dcp_pool_grow(pool, pages) != lib.DCP_OK:
+            more = max(pages - pool.n_free - pool.n_spare, min(pool.pages, CHUNK_BYTES // size))  # or as many again
+            memory = _map(more * size)
+            self._memory.append(memory)  # first: interrupted here, it is only of no use
+            if lib.dcp_pool_add(pool, memory, more) != lib.DCP_OK:
+                self._memory.remove(memory)
                 raise MemoryError(OUT_OF_MEMORY)
-        lib.dcp_pool_grow(pool, pages)
 
     def _add(self, sequence: Any) -> int:
         if sequence == ffi.NULL:
@@ -246,7 +251,7 @@ def _map(size: int) -> Any:  # -> unsigned char *
         memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE)
     except (OSError, OverflowError):
         raise MemoryError(OUT_OF_MEMORY) from None
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    with contextlib.suppress(AttributeError, OSError):  # a system that has none
         memory.madvise(mmap.MADV_HUGEPAGE)  # fewer addresses to translate while keys are read in order
     return ffi.from_buffer("unsigned char[]", memory)
 

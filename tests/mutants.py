@@ -150,7 +150,7 @@ MUTANTS = [
            ("tests/test_native.py",)),
     Mutant("an interrupt leaves C with room that is gone", "dcp_ref/runtime/native_cache.py",
            "            self._cache.round_bytes = 0", "            pass", ("tests/test_native.py",)),
-    Mutant("chunks without a bound", "dcp_ref/runtime/native_cache.py", "min(pool.pages, CHUNK_BYTES // size)",
+    Mutant("chunks without a bound", "dcp_ref/runtime/chunks.py", "min(pool.pages, CHUNK_BYTES // size)",
            "pool.pages", ("tests/test_native.py",)),
     Mutant("more free pages than there are (C)", "csrc/slots.c", "if (more > pool->n_spare)", "if (0)",
            ("tests/test_slots.py",)),

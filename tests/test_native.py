@@ -11,7 +11,7 @@ import pytest
 from cache_tools import pieces, poison
 
 from dcp_ref.config import Config
-from dcp_ref.runtime import native, native_cache
+from dcp_ref.runtime import chunks, native, native_cache
 from dcp_ref.runtime.cache import KVCache
 from dcp_ref.runtime.policies import window
 from dcp_ref.runtime.storage import STORAGES, stored
@@ -211,14 +211,14 @@ def test_memory_that_is_refused(monkeypatch, refused):
     cache = native_cache.NativeCache(CONFIG, 2)
     sequence, row = cache.new_sequence(), np.ones((3, 4), np.float32)
     cache.reserve([sequence], [1])
-    before, memory = cache.stats(), list(cache._memory)
+    before, memory = cache.stats(), list(cache._chunks.memory)
     with monkeypatch.context() as patch, pytest.raises(MemoryError, match="release a sequence"):
         if refused == "mapping":
-            patch.setattr(cache, "_page_bytes", 2**70)
+            patch.setattr(cache._chunks, "page_bytes", 2**70)
         else:
-            patch.setattr(native_cache, "lib", Refusing())
+            patch.setattr(chunks, "lib", Refusing())
         cache.reserve([sequence], [3])
-    assert cache.stats() == before and cache._memory == memory
+    assert cache.stats() == before and cache._chunks.memory == memory
     cache.step(0, [sequence], [0], [1], *[row[:1]] * 5)
     cache.reserve([sequence], [2])
 
@@ -242,23 +242,23 @@ def test_a_system_without_huge_pages(monkeypatch):
     monkeypatch.setattr(mmap, "mmap", Small)
     cache = native_cache.NativeCache(CONFIG, 2)
     cache.reserve([cache.new_sequence()], [1])
-    assert len(cache._memory) == 1
+    assert len(cache._chunks.memory) == 1
 
 
 @built
 def test_memory_is_asked_for_in_few_chunks_and_little_of_it_in_vain(monkeypatch):
     cache = native_cache.NativeCache(ONE_PAGE)
-    monkeypatch.setattr(native_cache, "CHUNK_BYTES", 16 * cache._page_bytes)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 16 * cache._chunks.page_bytes)
     sequences = []
     for n in range(1, 100):
         sequences.append(cache.new_sequence())
         cache.reserve(sequences, [1] * n)
-        asked = sum(len(native.ffi.buffer(memory)) for memory in cache._memory)
-        assert cache.stats().bytes_reserved == n * cache._page_bytes <= asked < 2 * n * cache._page_bytes
-    pages = [len(native.ffi.buffer(memory)) // cache._page_bytes for memory in cache._memory]
+        asked = sum(len(native.ffi.buffer(memory)) for memory in cache._chunks.memory)
+        assert cache.stats().bytes_reserved == n * cache._chunks.page_bytes <= asked < 2 * n * cache._chunks.page_bytes
+    pages = [len(native.ffi.buffer(memory)) // cache._chunks.page_bytes for memory in cache._chunks.memory]
     assert pages == [1, 1, 2, 4, 8, 16, 16, 16, 16, 16, 16]
     cache.reserve([*sequences, cache.new_sequence()], [*[1] * 99, 1000])  # 99 + 32 pages, and 112 are there
-    assert len(native.ffi.buffer(cache._memory[-1])) == 19 * cache._page_bytes
+    assert len(native.ffi.buffer(cache._chunks.memory[-1])) == 19 * cache._chunks.page_bytes
 
 
 @built
@@ -269,7 +269,7 @@ def test_a_fork_without_free_pages():
     cache.step(0, [sequence], [0], [1], row, row, row)
     first = cache._cache.first
     assert native.lib.dcp_sequence_fork(cache._cache, first) == native.ffi.NULL
-    assert cache._cache.first == first and cache.stats().bytes_reserved == cache._page_bytes
+    assert cache._cache.first == first and cache.stats().bytes_reserved == cache._chunks.page_bytes
     cache.fork(sequence)
 
 

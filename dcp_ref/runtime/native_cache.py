@@ -1,7 +1,5 @@
 """The cache in C: csrc/dcp.h is its manual."""
 
-import contextlib
-import mmap
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -12,22 +10,20 @@ from dcp_ref.runtime.block import (
     Handles,
     Stats,
     check_arrays,
-    check_bytes,
     check_counts,
     check_layer,
     check_pages,
     check_starts,
     page_layout,
 )
+from dcp_ref.runtime.chunks import Chunks
 from dcp_ref.runtime.native import STORAGE, available, ffi, lib, pointer, rows
 from dcp_ref.runtime.policies import Policy, float32_threshold, for_model
 from dcp_ref.runtime.recording import call
 from dcp_ref.runtime.storage import Room, check_storage
 from dcp_ref.runtime.turns import Turns, in_turn
 
-OUT_OF_MEMORY = "out of memory: release a sequence"
 RELEASED = "a sequence was released in the middle of its step or reserve"
-CHUNK_BYTES = 64 << 20  # of memory, asked for at once by a cache that is as large: mostly whole huge pages
 
 
 class _Batch(NamedTuple):
@@ -61,19 +57,18 @@ class NativeCache:
         self.threshold = float32_threshold(threshold, self.policy)
         self._rank = self.policy.rank(config)
         self._scales = [config.attention_scale(layer) for layer in range(config.n_layer)]
-        self._cache = ffi.gc(self._new_cache(), lib.dcp_cache_clear)
+        parts, pieces = page_layout(config, page_slots, kv, self.policy)
+        self._cache = ffi.gc(self._new_cache(parts, pieces), lib.dcp_cache_clear)
+        self._chunks = Chunks(ffi.addressof(self._cache, "pool"), sum(pieces), max_bytes)
         self._turns = Turns("cache")
         self._sequences = Handles()  # of dcp_sequence pointers, which the cache owns
         self.batch: _Batch | None = None  # of the last `reserve` or `step`
 
-    def _new_cache(self) -> Any:
+    def _new_cache(self, parts: list[int], pieces: list[int]) -> Any:
         """An empty dcp_cache. Raises MemoryError."""
         config, policy = self.config, self.policy
         if max(config.n_layer, config.n_positions, config.n_embd, self._rank) > 2**24:
             raise MemoryError(f"no cache for {config}")
-        parts, pieces = page_layout(config, self.page_slots, self.kv, policy)
-        self._page_bytes = sum(pieces)
-        self._memory: list[Any] = []  # of all pages, in chunks
         threads, v_panels = lib.dcp_threads(self.threads), -(-config.head_dim // lib.DCP_LANES)
         list_pages = -(-config.n_positions // self.page_slots)
         tiles = threads * config.n_head * (list_pages + v_panels)
@@ -100,7 +95,7 @@ class NativeCache:
 
         Raises ValueError when the sequence is unknown, CacheFull past max_bytes, MemoryError; nothing has changed then.
         """
-        self._make_free(sum(slots.pages for slots in self._slots(self._sequences[sequence])))
+        self._chunks.make_free(sum(slots.pages for slots in self._slots(self._sequences[sequence])))
         return self._add(lib.dcp_sequence_fork(self._cache, self._sequences[sequence]))
 
     @in_turn
@@ -127,7 +122,7 @@ class NativeCache:
         pages = lib.dcp_more_pages(self._cache, batch.c_sequences, batch.c_counts, n, 0, layers)
         needed = lib.dcp_round_bytes(self._cache, batch.c_counts, n)
         room = np.empty(needed, np.uint8) if needed > self._cache.round_bytes else None
-        self._make_free(pages)
+        self._chunks.make_free(pages)
         if room is not None:
             self._cache.round_bytes = 0  # an interrupt before the last line leaves no room, not one that is gone
             self._round = room
@@ -210,24 +205,12 @@ class NativeCache:
         pool, layers = self._cache.pool, [slots for sequence in self._sequences for slots in self._slots(sequence)]
         return Stats(
             sum(slots.live for slots in layers), sum(slots.pages for slots in layers) * self.page_slots,
-            (pool.pages - pool.n_free) * self._page_bytes, pool.pages * self._page_bytes,
+            (pool.pages - pool.n_free) * self._chunks.page_bytes, pool.pages * self._chunks.page_bytes,
             self._scratch.nbytes + self._round.nbytes)
 
     def _slots(self, sequence: Any) -> list[Any]:
         """The dcp_slots of every layer."""
         return [sequence.layer[layer] for layer in range(self.config.n_layer)]
-
-    def _make_free(self, pages: int) -> None:
-        """See to it that so many pages are free. Raises CacheFull or MemoryError; nothing has changed then."""
-        pool, size = ffi.addressof(self._cache, "pool"), self._page_bytes
-        check_bytes((pool.pages + max(pages - pool.n_free, 0)) * size, self.max_bytes)
-        while lib.dcp_pool_grow(pool, pages) != lib.DCP_OK:
-            more = max(pages - pool.n_free - pool.n_spare, min(pool.pages, CHUNK_BYTES // size))  # or as many again
-            memory = _map(more * size)
-            self._memory.append(memory)  # first: interrupted here, it is only of no use
-            if lib.dcp_pool_add(pool, memory, more) != lib.DCP_OK:
-                self._memory.remove(memory)
-                raise MemoryError(OUT_OF_MEMORY)
 
     def _add(self, sequence: Any) -> int:
         if sequence == ffi.NULL:
@@ -243,17 +226,6 @@ class NativeCache:
                 ffi.new("size_t[]", counts), starts, np.empty((len(handles) * self.config.n_positions, 2), np.int32))
         batch.starts[:] = batch.c_starts[0 : len(starts)] = starts
         return batch
-
-
-def _map(size: int) -> Any:  # -> unsigned char *
-    """So many zeros of the system's, which take memory when they are written first. Raises MemoryError."""
-    try:
-        memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE)
-    except (OSError, OverflowError):
-        raise MemoryError(OUT_OF_MEMORY) from None
-    with contextlib.suppress(AttributeError, OSError):  # a system that has none
-        memory.madvise(mmap.MADV_HUGEPAGE)  # fewer addresses to translate while keys are read in order
-    return ffi.from_buffer("unsigned char[]", memory)
 
 
 def _strided(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -33,7 +33,7 @@ static float *lanes(const dcp_part *part, size_t p, int of, size_t row)
 /* The position of the token in the lowest of these slots. */
 static int32_t position_in(const dcp_part *part, size_t p, uint32_t bits)
 {
-    return ((int32_t *)(void *)lanes(part, p, DCP_POSITION, 0))[__builtin_ctz(bits)];
+    return dcp_positions(part->cache, part->slots->page[p])[__builtin_ctz(bits)];
 }
 
 /* The slots of page p that are live for any of the rows i .. i + rows - 1. */
@@ -134,7 +134,7 @@ static void insert(const dcp_part *part, size_t i)
 {
     const size_t slot = part->slot_of[i] = dcp_slot_take(part->slots, &part->cache->pool);
     const size_t p = slot / part->cache->pool.page_slots, lane = slot % part->cache->pool.page_slots;
-    ((int32_t *)(void *)lanes(part, p, DCP_POSITION, 0))[lane] = (int32_t)part->slots->seen++;
+    dcp_positions(part->cache, part->slots->page[p])[lane] = (int32_t)part->slots->seen++;
     for (size_t c = 0; c < part->cache->rank; c++)
         lanes(part, p, DCP_K_INT, c)[lane] = part->block->k_int[(part->row + i) * part->block->int_stride + c];
     for (size_t h = 0; h < part->cache->heads && part->cache->policy.by_attention; h++)

@@ -102,3 +102,8 @@ void dcp_compact(dcp_cache *cache, dcp_slots *slots, const uint32_t *bitmap)
         dcp_page_free(&cache->pool, from);
     }
 }
+
+int32_t *dcp_positions(const dcp_cache *cache, dcp_page page)
+{
+    return (int32_t *)(void *)(page.piece[DCP_REST] + cache->part[DCP_POSITION]);
+}

@@ -40,7 +40,7 @@ typedef struct { unsigned char *piece[DCP_PIECES]; } dcp_page;
 
 /* The pages of a cache: owned ones, free ones, and spare ones: these hold no memory of the system. */
 typedef struct {
-    size_t page_slots, piece_bytes[DCP_PIECES]; /* 1..32 slots, a bit each in a uint32_t; pages of the system */
+    size_t page_slots, piece_bytes[DCP_PIECES]; /* 1..32 slots, a bit each in a uint32_t; whole pages of the system */
     size_t pages, n_free, n_spare; /* owned and free ones; of these the free ones; spare ones */
     dcp_page *idle;                /* [n_spare], then [n_free]; with room for all: giving one back cannot fail */
 } dcp_pool;
@@ -125,6 +125,8 @@ size_t dcp_round_bytes(const dcp_cache *cache, const size_t *count, size_t batch
 
 /* Keeps the slots of bitmap; while there is then a whole page too many, moves its tokens into holes and frees it. */
 void dcp_compact(dcp_cache *cache, dcp_slots *slots, const uint32_t *bitmap);
+
+int32_t *dcp_positions(const dcp_cache *cache, dcp_page page); /* those in a page [32] */
 
 /* ---- attention.c: one layer's step over the live slots. ---- */
 

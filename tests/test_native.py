@@ -159,7 +159,7 @@ def test_widths_that_do_not_fill_the_vectors(head_dim, rank):
     assert 0 < len(results[0][1]) < 66
 
 
-ONE_PAGE = Config(n_embd=64, n_head=1, n_layer=1)  # in each of its layers
+ONE_LAYER = Config(n_embd=64, n_head=1, n_layer=1)
 
 
 @built
@@ -247,23 +247,25 @@ def test_a_system_without_huge_pages(monkeypatch):
 
 @built
 def test_memory_is_asked_for_in_few_chunks_and_little_of_it_in_vain(monkeypatch):
-    cache = native_cache.NativeCache(ONE_PAGE)
-    monkeypatch.setattr(chunks, "CHUNK_BYTES", 16 * cache._chunks.page_bytes)
-    sequences = []
+    cache = native_cache.NativeCache(ONE_LAYER)
+    size, sequences = cache._chunks.page_bytes, []
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 16 * size)
+
+    def asked():
+        return [len(native.ffi.buffer(memory)) for memory in cache._chunks.memory]
+
     for n in range(1, 100):
         sequences.append(cache.new_sequence())
         cache.reserve(sequences, [1] * n)
-        asked = sum(len(native.ffi.buffer(memory)) for memory in cache._chunks.memory)
-        assert cache.stats().bytes_reserved == n * cache._chunks.page_bytes <= asked < 2 * n * cache._chunks.page_bytes
-    pages = [len(native.ffi.buffer(memory)) // cache._chunks.page_bytes for memory in cache._chunks.memory]
-    assert pages == [1, 1, 2, 4, 8, 16, 16, 16, 16, 16, 16]
+        assert cache.stats().bytes_reserved == n * size <= sum(asked()) < 2 * n * size
+    assert asked() == [n * size for n in [1, 1, 2, 4, 8, 16, 16, 16, 16, 16, 16]]
     cache.reserve([*sequences, cache.new_sequence()], [*[1] * 99, 1000])  # 99 + 32 pages, and 112 are there
-    assert len(native.ffi.buffer(cache._chunks.memory[-1])) == 19 * cache._chunks.page_bytes
+    assert asked()[-1] == 19 * size
 
 
 @built
 def test_a_fork_without_free_pages():
-    cache = native_cache.NativeCache(ONE_PAGE)
+    cache = native_cache.NativeCache(ONE_LAYER)
     sequence, row = cache.new_sequence(), np.ones((1, 64), np.float32)
     cache.reserve([sequence], [1])
     cache.step(0, [sequence], [0], [1], row, row, row)

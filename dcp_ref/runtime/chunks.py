@@ -8,14 +8,14 @@ from dcp_ref.runtime.block import check_bytes
 from dcp_ref.runtime.native import ffi, lib
 
 OUT_OF_MEMORY = "out of memory: release a sequence"
-CHUNK_BYTES = 64 << 20  # the most that is asked for at once in vain: mostly whole huge pages
+CHUNK_BYTES = 64 << 20  # the most that is asked for beyond the need: then nearly all of it is in huge pages
 
 
 class Chunks:
     """Chunks of memory of the system's, each for many pages and as large as all before together, up to CHUNK_BYTES."""
 
-    def __init__(self, pool: Any, page_bytes: int, max_bytes: int | None) -> None:
-        self.pool, self.page_bytes, self.max_bytes = pool, page_bytes, max_bytes
+    def __init__(self, pool: Any, max_bytes: int | None) -> None:
+        self.pool, self.page_bytes, self.max_bytes = pool, sum(pool.piece_bytes), max_bytes
         self.memory: list[Any] = []  # which the pool's pages point into
 
     def make_free(self, pages: int) -> None:

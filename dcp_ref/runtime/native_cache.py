@@ -52,23 +52,23 @@ class NativeCache:
         if not available():
             raise RuntimeError('C extension not built: install a C compiler and reinstall, or use backend="numpy"')
         check_pages(page_slots, max_bytes)
-        self.config, self.page_slots, self.max_bytes, self.threads = config, page_slots, max_bytes, threads
+        self.config, self.page_slots, self.threads = config, page_slots, threads
         self.kv, self.policy = check_storage("kv", kv), for_model(config, policy)
         self.threshold = float32_threshold(threshold, self.policy)
         self._rank = self.policy.rank(config)
         self._scales = [config.attention_scale(layer) for layer in range(config.n_layer)]
-        parts, pieces = page_layout(config, page_slots, kv, self.policy)
-        self._cache = ffi.gc(self._new_cache(parts, pieces), lib.dcp_cache_clear)
-        self._chunks = Chunks(ffi.addressof(self._cache, "pool"), sum(pieces), max_bytes)
+        self._cache = ffi.gc(self._new_cache(), lib.dcp_cache_clear)
+        self._chunks = Chunks(ffi.addressof(self._cache, "pool"), max_bytes)
         self._turns = Turns("cache")
         self._sequences = Handles()  # of dcp_sequence pointers, which the cache owns
         self.batch: _Batch | None = None  # of the last `reserve` or `step`
 
-    def _new_cache(self, parts: list[int], pieces: list[int]) -> Any:
+    def _new_cache(self) -> Any:
         """An empty dcp_cache. Raises MemoryError."""
         config, policy = self.config, self.policy
         if max(config.n_layer, config.n_positions, config.n_embd, self._rank) > 2**24:
             raise MemoryError(f"no cache for {config}")
+        parts, pieces = page_layout(config, self.page_slots, self.kv, policy)
         threads, v_panels = lib.dcp_threads(self.threads), -(-config.head_dim // lib.DCP_LANES)
         list_pages = -(-config.n_positions // self.page_slots)
         tiles = threads * config.n_head * (list_pages + v_panels)
@@ -109,8 +109,9 @@ class NativeCache:
     def reserve(self, sequences: Iterable[int], counts: Iterable[int]) -> None:
         """Make room in every layer for counts[b] more tokens of sequences[b]: then the steps of these cannot fail.
 
-        Raises ValueError (unknown or repeated sequence, too many tokens), CacheFull or MemoryError; nothing has changed
-        then. Room is for the case that nothing is dropped; the system gives memory only to what is then used.
+        Raises ValueError (unknown or repeated sequence, too many tokens), CacheFull, MemoryError, or RuntimeError when
+        a signal's handler released a sequence meanwhile; nothing has changed then. Room is for the case that nothing is
+        dropped; the system gives memory only to what is then used.
         """
         handles = list(sequences)
         seen = [max(slots.seen for slots in self._slots(s)) for s in self._sequences.distinct(handles)]
@@ -193,8 +194,7 @@ class NativeCache:
         slots = self._sequences[sequence].layer[check_layer(self.config, layer)]
         table = np.full((slots.pages, self.page_slots), -1, np.int32)
         for p, row in enumerate(table):
-            part = slots.page[p].piece[lib.DCP_REST] + self._cache.part[lib.DCP_POSITION]
-            position = ffi.cast("int32_t *", part)
+            position = lib.dcp_positions(self._cache, slots.page[p])
             live = [slot for slot in range(self.page_slots) if slots.bitmap[p] >> slot & 1]
             row[live] = [position[slot] for slot in live]
         return table

@@ -12,7 +12,7 @@ from pathlib import Path
 from cffi import FFI
 
 # Relative to setup.py, as setuptools wants them.
-SOURCES = [f"csrc/{name}.c" for name in ("slots", "cache", "attention", "linear", "layers", "training")]
+SOURCES = [f"csrc/{name}.c" for name in ("slots", "cache", "judge", "attend", "step", "decode", "linear", "layers", "threads", "training")]
 HEADERS = [f"csrc/{name}.h" for name in ("dcp", "training")]
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []  # elsewhere the compiler may not have it: one thread
 # Where the loader picks AVX-512, in full width: twelve rows of sums then fit the registers.
@@ -25,7 +25,7 @@ ffibuilder.set_source(
     "dcp_ref._native",
     '#include <stddef.h>\n#include <stdint.h>\n#include "dcp.h"\n#include "training.h"',
     sources=SOURCES,
-    depends=[*HEADERS, "csrc/common.h"],
+    depends=[*HEADERS, "csrc/common.h", "csrc/step.h"],
     include_dirs=["csrc"],
     # GNU C, not strict C11: contraction to fused multiply-add is off there. Nobody traps floating-point exceptions: so
     # both sides of a conditional expression can be computed, side by side.

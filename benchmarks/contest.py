@@ -14,7 +14,7 @@ from rivals import THREADS, Transformers, opened
 from dcp_ref import Config, Engine, policies, weights
 from dcp_ref.bench import SMALL, Decoding, calibrated, random_model, random_prompt
 from dcp_ref.bench_parts import KV_BYTES, kv_bytes
-from dcp_ref.runtime import native_kernels
+from dcp_ref.native import kernels as native_kernels
 from dcp_ref.timing import interleaved
 
 TINY = Config(vocab_size=1000, n_embd=128, n_layer=2, n_head=2, int_n_embd=16, eos_token_id=None)

@@ -31,9 +31,8 @@ from bandwidth import readers
 from contest import VERSUS, Setting, between_bandwidths, held, kernel_reader, versus
 from rivals import THREADS
 
-from dcp_ref import Engine, bench_parts
+from dcp_ref import Engine, bench_parts, native
 from dcp_ref.bench import sweep
-from dcp_ref.runtime import native
 from dcp_ref.timing import interleaved
 
 RESULTS = Path(__file__).parent / "results"

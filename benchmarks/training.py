@@ -21,8 +21,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dcp_ref import Config, weights
-from dcp_ref.runtime import native
+from dcp_ref import Config, native, weights
 from dcp_ref.timing import seconds
 from dcp_ref.training.blas import Pool, kept_memory
 from dcp_ref.training.checkpoint import State

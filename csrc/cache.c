@@ -1,63 +1,94 @@
-/* cache.c - what a slot holds: sequences, their room, moving a token. */
+/* cache.c - what a slot holds: the layout of a page, sequences, moving a token. */
 
 #include "common.h"
+#include <unistd.h>
 
-void dcp_cache_clear(dcp_cache *cache)
+/* Where the areas of a page and the fields of its rest are. */
+static void lay_out_page(dcp_cache *cache)
 {
-    while (cache->first != NULL)
-        dcp_sequence_free(cache, cache->first);
-    free(cache->pool.idle);
+    const dcp_shape *shape = &cache->shape;
+    const size_t system = (size_t)sysconf(_SC_PAGESIZE), row = DCP_LANES * sizeof(float);
+    const size_t scales = shape->kv == DCP_INT8 ? shape->heads : 0;
+    const size_t sums = cache->policy.by_attention ? shape->heads : 0;
+    const size_t rows[DCP_FIELDS] = {scales, scales, shape->rank, sums, 1};
+    size_t rest = 0;
+    for (size_t f = 0; f < DCP_FIELDS; f++) {
+        cache->field[f] = rest;
+        rest += rows[f] * row;
+    }
+    const size_t bytes[DCP_AREAS] = {shape->heads * panel_bytes(shape->head_dim, shape->kv), rest,
+                                     shape->heads * cache->v_panels * panel_bytes(shape->page_slots, shape->kv)};
+    for (size_t k = 0; k < DCP_AREAS; k++)
+        cache->pool.area_bytes[k] = (bytes[k] + system - 1) / system * system;
 }
 
-dcp_sequence *dcp_sequence_new(dcp_cache *cache)
+int dcp_cache_init(dcp_cache *cache, const dcp_shape *shape, const dcp_policy *policy)
 {
-    /* One allocation: the sequence, its layers, their pages' addresses, their bitmaps. */
-    const size_t entries = cache->layers * cache->list_pages;
-    dcp_sequence *sequence = calloc(1, sizeof *sequence + cache->layers * sizeof(dcp_slots) +
-                                           entries * (sizeof(uint32_t) + sizeof(dcp_page)));
-    if (sequence == NULL)
-        return NULL;
-    sequence->layer = (dcp_slots *)(sequence + 1);
-    dcp_page *page = (dcp_page *)(sequence->layer + cache->layers);
-    for (size_t l = 0; l < cache->layers; l++) {
-        sequence->layer[l].page = page + l * cache->list_pages;
-        sequence->layer[l].bitmap = (uint32_t *)(page + entries) + l * cache->list_pages;
-    }
-    sequence->next = cache->first;
-    cache->first = sequence;
+    const size_t most = 1 << 24;
+    if (shape->layers - 1 >= most || shape->positions - 1 >= most || shape->heads - 1 >= most ||
+        shape->head_dim - 1 >= most || shape->heads * shape->head_dim > most || shape->rank > most ||
+        shape->page_slots - 1 >= DCP_LANES || shape->threads - 1 >= most || shape->kv < DCP_FLOAT32 ||
+        shape->kv > DCP_INT8)
+        return DCP_EINVAL;
+    *cache = (dcp_cache){.shape = *shape, .policy = *policy, .channels = shape->heads * shape->head_dim,
+                         .v_panels = (shape->head_dim + DCP_LANES - 1) / DCP_LANES,
+                         .list_pages = dcp_pages_for(shape->positions, shape->page_slots)};
+    lay_out_page(cache);
+    cache->pool.page_slots = shape->page_slots;
+    cache->pool.most = shape->max_bytes == 0 ? SIZE_MAX : shape->max_bytes / dcp_page_bytes(&cache->pool);
+    return DCP_OK;
+}
+
+/* The sequence, its layers, their pages' addresses, their bitmaps. */
+size_t dcp_sequence_bytes(const dcp_cache *cache)
+{
+    return sizeof(dcp_sequence) +
+           cache->shape.layers * (sizeof(dcp_slots) + cache->list_pages * (sizeof(dcp_page) + sizeof(uint32_t)));
+}
+
+dcp_sequence *dcp_sequence_init(const dcp_cache *cache, void *memory)
+{
+    dcp_sequence *sequence = memory;
+    *sequence = (dcp_sequence){.layer = (dcp_slots *)(sequence + 1)};
+    dcp_page *page = (dcp_page *)(sequence->layer + cache->shape.layers);
+    uint32_t *bitmap = (uint32_t *)(page + cache->shape.layers * cache->list_pages);
+    for (size_t l = 0; l < cache->shape.layers; l++)
+        sequence->layer[l] = (dcp_slots){.page = page + l * cache->list_pages, .bitmap = bitmap + l * cache->list_pages};
     return sequence;
 }
 
-dcp_sequence *dcp_sequence_fork(dcp_cache *cache, const dcp_sequence *parent)
+int dcp_sequence_fork(dcp_cache *cache, dcp_sequence *child, const dcp_sequence *parent)
 {
     size_t pages = 0;
-    for (size_t l = 0; l < cache->layers; l++)
+    for (size_t l = 0; l < cache->shape.layers; l++)
         pages += parent->layer[l].pages;
-    dcp_sequence *child = pages <= cache->pool.n_free ? dcp_sequence_new(cache) : NULL;
-    for (size_t l = 0; child != NULL && l < cache->layers; l++) {
+    if (parent->released || child->released)
+        return DCP_EINVAL;
+    if (pages > cache->pool.n_free)
+        return DCP_ENOROOM;
+    for (size_t l = 0; l < cache->shape.layers; l++) {
         const dcp_slots *from = &parent->layer[l];
         dcp_slots *to = &child->layer[l];
         for (; to->pages < from->pages; to->pages++) {
             to->page[to->pages] = dcp_page_take(&cache->pool);
-            for (size_t k = 0; k < DCP_PIECES; k++)
-                memcpy(to->page[to->pages].piece[k], from->page[to->pages].piece[k], cache->pool.piece_bytes[k]);
+            for (size_t k = 0; k < DCP_AREAS; k++)
+                memcpy(to->page[to->pages].area[k], from->page[to->pages].area[k], cache->pool.area_bytes[k]);
         }
         to->seen = from->seen;
         dcp_slots_keep(to, from->bitmap);
     }
-    return child;
+    return DCP_OK;
 }
 
-void dcp_sequence_free(dcp_cache *cache, dcp_sequence *sequence)
+void dcp_sequence_release(dcp_cache *cache, dcp_sequence *sequence)
 {
-    for (size_t l = 0; l < cache->layers; l++)
-        for (size_t p = 0; p < sequence->layer[l].pages; p++)
-            dcp_page_free(&cache->pool, sequence->layer[l].page[p]);
-    dcp_sequence **link = &cache->first;
-    while (*link != sequence)
-        link = &(*link)->next;
-    *link = sequence->next;
-    free(sequence);
+    sequence->released = 1;
+    for (size_t l = 0; l < cache->shape.layers; l++) {
+        dcp_slots *slots = &sequence->layer[l];
+        for (; slots->pages > 0; slots->pages--)
+            dcp_page_free(&cache->pool, slots->page[slots->pages - 1]);
+        slots->live = 0;
+    }
 }
 
 size_t dcp_more_pages(const dcp_cache *cache, dcp_sequence *const *sequence, const size_t *count, size_t batch,
@@ -74,16 +105,17 @@ size_t dcp_more_pages(const dcp_cache *cache, dcp_sequence *const *sequence, con
 /* Copies what slot s of page `from` holds to slot t of page `to`. */
 static void copy_token(const dcp_cache *cache, dcp_page to, size_t t, dcp_page from, size_t s)
 {
+    const int kv = cache->shape.kv;
     for (size_t k = DCP_KEYS; k <= DCP_REST; k++)
-        for (size_t at = 0; at < cache->pool.piece_bytes[k]; at += 4 * DCP_LANES)
-            memcpy(to.piece[k] + at + 4 * t, from.piece[k] + at + 4 * s, 4);
-    for (size_t i = 0; i < cache->heads * cache->v_panels; i++) {
-        const size_t at = i * panel_bytes(cache->pool.page_slots, cache->kv);
-        unsigned char *new = to.piece[DCP_VALUES] + at, *old = from.piece[DCP_VALUES] + at;
-        if (cache->kv == DCP_FLOAT32) /* a row of its own */
+        for (size_t at = 0; at < cache->pool.area_bytes[k]; at += 4 * DCP_LANES)
+            memcpy(to.area[k] + at + 4 * t, from.area[k] + at + 4 * s, 4);
+    for (size_t i = 0; i < cache->shape.heads * cache->v_panels; i++) {
+        const size_t at = i * panel_bytes(cache->pool.page_slots, kv);
+        unsigned char *new = to.area[DCP_VALUES] + at, *old = from.area[DCP_VALUES] + at;
+        if (kv == DCP_FLOAT32) /* a row of its own */
             memcpy(new + t * 4 * DCP_LANES, old + s * 4 * DCP_LANES, 4 * DCP_LANES);
-        for (size_t j = 0; j < DCP_LANES && cache->kv != DCP_FLOAT32; j++)
-            memcpy(new + offset(t, j, cache->kv), old + offset(s, j, cache->kv), (size_t)4 >> cache->kv);
+        for (size_t j = 0; j < DCP_LANES && kv != DCP_FLOAT32; j++)
+            memcpy(new + offset(t, j, kv), old + offset(s, j, kv), (size_t)4 >> kv);
     }
 }
 
@@ -93,9 +125,11 @@ void dcp_compact(dcp_cache *cache, dcp_slots *slots, const uint32_t *bitmap)
     dcp_slots_keep(slots, bitmap);
     while (slots->pages > dcp_pages_for(slots->live, n)) {
         /* The last page leaves the list first: the lowest free slots are then all in the pages that stay. */
-        uint32_t bits = slots->bitmap[--slots->pages];
+        slots->pages--;
+        uint32_t bits = slots->bitmap[slots->pages];
         const dcp_page from = slots->page[slots->pages];
-        for (slots->live -= (size_t)__builtin_popcount(bits); bits; bits &= bits - 1) {
+        slots->live -= (size_t)__builtin_popcount(bits);
+        for (; bits; bits &= bits - 1) {
             const size_t slot = dcp_slot_take(slots, &cache->pool);
             copy_token(cache, slots->page[slot / n], slot % n, from, (size_t)__builtin_ctz(bits));
         }
@@ -105,5 +139,14 @@ void dcp_compact(dcp_cache *cache, dcp_slots *slots, const uint32_t *bitmap)
 
 int32_t *dcp_positions(const dcp_cache *cache, dcp_page page)
 {
-    return (int32_t *)(void *)(page.piece[DCP_REST] + cache->part[DCP_POSITION]);
+    return (int32_t *)(void *)(page.area[DCP_REST] + cache->field[DCP_POSITION]);
+}
+
+size_t dcp_slot_table(int32_t *table, size_t pages, const dcp_cache *cache, const dcp_slots *slots)
+{
+    const size_t n = cache->pool.page_slots;
+    for (size_t p = 0; p < pages && p < slots->pages; p++)
+        for (size_t slot = 0; slot < n; slot++)
+            table[p * n + slot] = slots->bitmap[p] >> slot & 1 ? dcp_positions(cache, slots->page[p])[slot] : -1;
+    return slots->pages;
 }

@@ -69,7 +69,7 @@ void dcp_multiply(dcp_tile sum, const float *x, size_t stride, const void *panel
 /* linear.c: sum[r] += x[r, s] panel[s] for the set bits s of live, panel [.., 32]. */
 void dcp_add_live(dcp_tile sum, const dcp_tile x, const void *panel, uint32_t live, int type, size_t rows);
 
-/* linear.c: threads for so many operations, 1 where they are done before another thread has woken up. */
+/* threads.c: threads for this number of operations, 1 where they are done before another thread has woken up. */
 size_t dcp_threads_for(size_t operations, size_t threads);
 
 /* e^x to 2 units in the last place, 0 below e^-87; plain arithmetic, so that a loop of it is vectorised. */

@@ -1,5 +1,5 @@
-/* dcp.h - GPT-2's kernels, and the pruned key-value cache: the manual of the C API and the text that cffi parses, so
- * only declarations. Read on in slots.c, cache.c, attention.c; linear.c, layers.c.
+/* dcp.h - GPT-2 with a pruned key-value cache: the manual of the C API, and the text that cffi parses, so declarations
+ * only. Read on in slots.c, cache.c, judge.c, attend.c, step.c, decode.c; linear.c, layers.c, threads.c.
  *
  * A token of a sequence takes one slot in every layer. Slots come in pages of `page_slots`; each (layer, sequence)
  * owns the pages that its live tokens need, and takes them from one pool. Here is one such list of pages, with
@@ -13,16 +13,15 @@
  *                                                                   move into holes, the page goes to the pool
  *
  * So after every step the slots that a (layer, sequence) owns are fewer than its live tokens + one page. Attention
- * walks the pages in order, whatever the order of the positions (softmax does not mind).
+ * walks the pages in order, whatever the order of the positions: softmax does not mind.
  *
- * One thread at a time may use a cache; a kernel uses up to `threads` of its own, never more than OpenMP gives, 0: all
- * of those. No result depends on their number. Nothing prints or exits; dcp_pool_add, dcp_sequence_new, _fork allocate. */
+ * Nothing here allocates, prints or exits: all memory is the caller's. One thread at a time may use a cache. A call
+ * either does all of its work or, returning an error, changes nothing. Results do not depend on the number of threads. */
 
 enum {
     DCP_OK = 0,
-    DCP_ENOMEM = -1, /* out of memory */
-    DCP_EINVAL = -2, /* an argument is out of its range */
-    DCP_ENOROOM = -3 /* not the pages, or the room, that it needs */
+    DCP_EINVAL = -1, /* an argument is out of its range, or a sequence was released */
+    DCP_ENOROOM = -2 /* too few free pages, or too small a workspace */
 };
 /* How numbers are stored, in 4 >> type bytes, int8 with a scale; arithmetic is in float. */
 enum { DCP_FLOAT32, DCP_FLOAT16, DCP_INT8 };
@@ -34,29 +33,42 @@ enum {
 
 /* ---- slots.c: pages, live bitmaps, lowest free slot. Integers and addresses only. ---- */
 
-/* A page is three pieces of memory: then the keys of pages that follow each other do so too, and read as one. */
-enum { DCP_KEYS, DCP_REST, DCP_VALUES, DCP_PIECES };
-typedef struct { unsigned char *piece[DCP_PIECES]; } dcp_page;
+/* A page has three areas of memory. Keys of pages that follow each other do so too, and are read as one. */
+enum { DCP_KEYS, DCP_REST, DCP_VALUES, DCP_AREAS };
+typedef struct { unsigned char *area[DCP_AREAS]; } dcp_page;
 
-/* The pages of a cache: owned ones, free ones, and spare ones: these hold no memory of the system. */
+/* A page is owned (by a sequence), free (backed by memory, unowned) or spare (address space only). */
 typedef struct {
-    size_t page_slots, piece_bytes[DCP_PIECES]; /* 1..32 slots, a bit each in a uint32_t; whole pages of the system */
-    size_t pages, n_free, n_spare; /* owned and free ones; of these the free ones; spare ones */
-    dcp_page *idle;                /* [n_spare], then [n_free]; with room for all: giving one back cannot fail */
+    size_t page_slots;            /* 1..32, a bit each in a uint32_t */
+    size_t area_bytes[DCP_AREAS]; /* multiples of the system's page size */
+    size_t pages, n_free;         /* pages = owned + free; of these the free ones */
+    size_t n_spare, most;         /* spare pages; the most that `pages` may become */
+    size_t room;                  /* of idle: for all pages, so that giving one back cannot fail */
+    dcp_page *idle;               /* [n_spare], then [n_free] */
 } dcp_pool;
 
-/* The live tokens of one sequence in one layer: "slot s" is bit s % page_slots of bitmap[s / page_slots]. */
+/* The live tokens of one sequence in one layer: slot s is bit s % page_slots of bitmap[s / page_slots]. */
 typedef struct {
-    size_t seen, live, pages; /* tokens inserted so far: the next one's position; set bits in bitmap; pages owned */
+    size_t seen, live, pages; /* tokens inserted so far, which is the next one's position; bits set; pages owned */
     uint32_t *bitmap;         /* [pages], with room for what the model's positions can ever need */
     dcp_page *page;           /* [pages], with the same room */
 } dcp_slots;
 
-size_t dcp_pages_for(size_t tokens, size_t page_slots); /* that so many tokens need */
+/* The pages that this number of tokens needs. */
+size_t dcp_pages_for(size_t tokens, size_t page_slots);
 
-/* Adds spare pages: memory of the caller's, whole pages of the system, not used yet, that outlives the pool. And:
- * makes spare pages free until n_free are. Return DCP_OK; or, nothing changed, DCP_ENOMEM; DCP_ENOROOM. */
+size_t dcp_page_bytes(const dcp_pool *pool);
+
+/* Moves the list of idle pages to an array of `room` entries, which outlives the pool or the next move. Returns DCP_OK, or
+ * DCP_ENOROOM when not all pages fit. */
+int dcp_pool_list(dcp_pool *pool, dcp_page *idle, size_t room);
+
+/* Adds spare pages in `memory`: pages * dcp_page_bytes, aligned to the system's pages, untouched, outliving the pool.
+ * Returns DCP_OK, or DCP_ENOROOM when the list has no room for them. */
 int dcp_pool_add(dcp_pool *pool, unsigned char *memory, size_t pages);
+
+/* Turns spare pages into free ones until there are n_free. Returns DCP_OK, or DCP_ENOROOM when there are too few spare
+ * ones or `pages` would pass `most`. */
 int dcp_pool_grow(dcp_pool *pool, size_t n_free);
 
 /* Gives the memory of free pages back to the system: they become spare. */
@@ -74,64 +86,78 @@ void dcp_slots_keep(dcp_slots *slots, const uint32_t *bitmap);
 
 /* ---- cache.c: what a slot holds. ---- */
 
-/* What drops a token j when token i > j arrives, besides inheritance: its learned score, where the cache has a rank,
- * unless it is above threshold, or i - j <= delay; and, where window is not 0, its position, unless i - j < window, or
- * j < first, or stride is not 0 and divides j; or, if by_attention, j is among the `heavy` others most attended before. */
+/* When token i arrives, an earlier live token j stays iff
+ *     (rank == 0  or  s > threshold  or  i - j <= delay)  and
+ *     (window == 0  or  i - j < window  or  j < first  or  stride divides j  or  j is a heavy hitter)
+ * and, under propagate_in_depth, no earlier layer dropped it. Stride 0 divides nothing. Heavy hitters, if by_attention,
+ * are the `heavy` tokens that got most attention, of those that no other condition keeps. A drop is for good. */
 typedef struct {
     size_t window, first, stride, heavy, delay;
     int by_attention;
     float threshold;
 } dcp_policy;
 
-typedef struct dcp_sequence {
-    struct dcp_sequence *next; /* the cache's list of sequences */
-    dcp_slots *layer;          /* [layers] */
-} dcp_sequence;
-
-/* A page's keys: rows of 32 words, word s for slot s, [heads, D], so that those of a head are one panel, as weights are.
- * Its values: panels [heads, v_panels, page_slots, 32], padded with anything. The parts of the rest, such rows as well:
- * float scales of int8 keys and values [heads]; k_int [rank]; attention so far [heads], if by_attention; position, int. */
-enum { DCP_K_SCALE, DCP_V_SCALE, DCP_K_INT, DCP_SUMS, DCP_POSITION, DCP_PARTS };
-
-/* A cache is a struct of the caller's: zeros, but for layers to scratch and the first two of pool; no size above 2^24. */
+/* What a cache is made for. */
 typedef struct {
-    size_t layers, positions, heads, channels, head_dim, rank; /* rank is r, 0 without learned dropping */
-    int kv;                      /* how keys and values are stored */
-    size_t part[DCP_PARTS];      /* where in the rest of a page each starts, in bytes */
-    size_t v_panels;             /* 32 channels each: D / 32, rounded up */
+    size_t layers, positions, heads, head_dim;
+    size_t rank;       /* r of the interaction keys, 0 without learned dropping */
+    size_t page_slots; /* 1..32 */
+    size_t max_bytes;  /* the bound of owned and free pages together; 0 for none */
+    size_t threads;    /* the most threads of a step */
+    int kv;            /* how keys and values are stored */
+} dcp_shape;
+
+/* A page's keys: rows of 32 words, word s for slot s, [heads, D]: those of a head are one panel, as weights are.
+ * Its values: panels [heads, v_panels, page_slots, 32], padded with anything. The fields of the rest are rows as keys
+ * are: float scales of int8 keys and values [heads]; k_int [rank]; attention so far [heads], if by_attention; position. */
+enum { DCP_K_SCALE, DCP_V_SCALE, DCP_K_INT, DCP_SUMS, DCP_POSITION, DCP_FIELDS };
+
+typedef struct {
+    dcp_shape shape;
     dcp_policy policy;
-    size_t list_pages, threads;  /* the most pages of one (layer, sequence); the most threads of a step */
-    void *scratch, *round;       /* tiles [threads, heads, list_pages + v_panels]; for a block dcp_round_bytes: */
-    size_t round_bytes;
+    size_t channels, v_panels; /* heads * head_dim; panels of 32 channels in a head's values */
+    size_t list_pages;         /* the most pages of one (layer, sequence) */
+    size_t field[DCP_FIELDS];  /* where in the rest of a page each field starts, in bytes */
     dcp_pool pool;
-    dcp_sequence *first;
 } dcp_cache;
 
-void dcp_cache_clear(dcp_cache *cache); /* frees all its sequences and the list of its pages */
+typedef struct {
+    int released;
+    dcp_slots *layer; /* [layers] */
+} dcp_sequence;
 
-/* A new sequence, owned by the cache: without tokens, or with the same ones in the same slots of pages of its own.
- * NULL, and nothing changed, when out of memory or, for a fork, of free pages. */
-dcp_sequence *dcp_sequence_new(dcp_cache *cache);
-dcp_sequence *dcp_sequence_fork(dcp_cache *cache, const dcp_sequence *sequence);
+/* Fills an empty cache, without pages. Returns DCP_OK, or DCP_EINVAL when a size is out of range: the most is 2^24. */
+int dcp_cache_init(dcp_cache *cache, const dcp_shape *shape, const dcp_policy *policy);
 
-/* Frees a sequence of this cache; its pages are free for others. */
-void dcp_sequence_free(dcp_cache *cache, dcp_sequence *sequence);
+/* A new sequence, without tokens, in `memory` of dcp_sequence_bytes, aligned for pointers; it starts there. */
+size_t dcp_sequence_bytes(const dcp_cache *cache);
+dcp_sequence *dcp_sequence_init(const dcp_cache *cache, void *memory);
 
-/* What steps need that insert count[b] more tokens of sequence[b], b < batch, and drop none: free pages, in layers
- * first .. end - 1 together; and bytes of cache->round. The system gives a page memory only when it is used. */
+/* Gives a child without tokens those of its parent, in the same slots of pages of its own. Returns DCP_OK; DCP_EINVAL
+ * when the parent was released; DCP_ENOROOM without as many free pages as the parent owns. */
+int dcp_sequence_fork(dcp_cache *cache, dcp_sequence *child, const dcp_sequence *parent);
+
+/* Makes a sequence's pages free for others, and refuses it from then on; its memory is the caller's again. */
+void dcp_sequence_release(dcp_cache *cache, dcp_sequence *sequence);
+
+/* The free pages that inserting count[b] more tokens into sequence[b] can need in layers first .. end - 1 together:
+ * what they need when none is dropped. */
 size_t dcp_more_pages(const dcp_cache *cache, dcp_sequence *const *sequence, const size_t *count, size_t batch,
                       size_t first, size_t end);
-size_t dcp_round_bytes(const dcp_cache *cache, const size_t *count, size_t batch);
 
 /* Keeps the slots of bitmap; while there is then a whole page too many, moves its tokens into holes and frees it. */
 void dcp_compact(dcp_cache *cache, dcp_slots *slots, const uint32_t *bitmap);
 
-int32_t *dcp_positions(const dcp_cache *cache, dcp_page page); /* those in a page [32] */
+int32_t *dcp_positions(const dcp_cache *cache, dcp_page page); /* those of a page's slots [32] */
 
-/* ---- attention.c: one layer's step over the live slots. ---- */
+/* The position of the token in every slot of a layer, -1 in a free one: table [pages, page_slots]. Returns the pages that
+ * the layer owns, of which the table holds the first `pages`. */
+size_t dcp_slot_table(int32_t *table, size_t pages, const dcp_cache *cache, const dcp_slots *slots);
 
-/* A ragged block: the new tokens of `batch` different sequences in one layer, all of the first one's rows, then all of
- * the second one's. Sequence b has count[b] rows at positions start[b], start[b] + 1, ... */
+/* ---- step.c: one layer's step over the live slots; judge.c and attend.c are its passes. ---- */
+
+/* The new tokens of `batch` different sequences in one layer: all rows of the first one, then all of the second one, and
+ * so on. Sequence b has count[b] rows, at positions start[b], start[b] + 1, ... */
 typedef struct {
     size_t layer, batch;
     dcp_sequence *const *sequence;
@@ -140,22 +166,25 @@ typedef struct {
     const float *q_int, *k_int; /* rows of rank, int_stride apart; not read when rank is 0 */
     size_t stride, int_stride;
     float scale, beta;          /* q . k is multiplied by scale; beta is added to the interaction score */
-    const int32_t *inherited;   /* [pairs, 2]: (row, position) dropped by the layer before; rows ascending */
-    size_t pairs, threads;
-} dcp_block;
+    const int32_t *inherited;   /* [pairs, 2]: (row, position) dropped by the layer before; rows ascend */
+    size_t pairs;
+} dcp_input;
 
-/* Decodes the block: for each row, in order, drop the tokens it inherits as dropped, score the live ones, drop those
+/* Bytes of workspace that a step needs; it starts at a multiple of 64. */
+size_t dcp_step_bytes(const dcp_cache *cache, const size_t *count, size_t batch);
+
+/* Decodes one layer: for each row, in order, drop the tokens that it inherits as dropped, score the live ones, drop those
  * that their scores drop, then those that their positions do, insert the row's own token, attend. Then compacts.
  * out [rows, channels], dcp_stride apart. dropped [sum of start[b] + count[b], 2]: (row, position) of each token that
- * left this layer's cache; rows ascend, and positions within a row. Returns the number of pairs in it; or, with the cache
- * unchanged, DCP_EINVAL when the layer does not exist, a start is not the number of tokens seen, or a sequence would pass
- * the last position; DCP_ENOROOM when free pages or round are too few. */
-ptrdiff_t dcp_step(float *out, int32_t *dropped, dcp_cache *cache, const dcp_block *block);
+ * left this layer; rows ascend, and positions within a row. Returns the number of pairs in it; or DCP_EINVAL when the
+ * layer does not exist, a sequence was released, a start is not the number of tokens seen, or the last position would be
+ * passed; DCP_ENOROOM when free pages or workspace are too few. */
+ptrdiff_t dcp_step(float *out, int32_t *dropped, dcp_cache *cache, const dcp_input *input, void *workspace, size_t bytes);
 
-/* ---- linear.c, layers.c: the other kernels of a decode step. ---- */
+/* ---- linear.c, layers.c: the other kernels. `threads` is the most they use, 0 for all that OpenMP gives. ---- */
 
-/* Floats from the start of a row of x, y or add to the next one's: n, or 16 more where n is a multiple of 1024, as rows a
- * multiple of 4096 bytes apart would all want the same few lines of the nearest cache. */
+/* Floats from the start of a row of x, y or add to the next one's: n, or n + 16 where n is a multiple of 1024. Rows that
+ * are a multiple of 4096 bytes apart would share a few lines of the nearest cache. */
 size_t dcp_stride(size_t n);
 
 /* W [n_in, n_out] in panels of 32 columns, the last one padded with zeros: panel [n_out / 32, n_in / shared, 32, shared],
@@ -183,7 +212,48 @@ void dcp_activation(float *y, const float *x, int kind, size_t n, size_t threads
 void dcp_embedding(float *y, const int64_t *ids, const int64_t *positions, const dcp_matrix *wte, const float *wpe,
                    size_t rows, size_t threads);
 
-/* The threads that a kernel uses when told `threads`; in a child of a fork always 1: OpenMP does not survive it. */
+/* ---- decode.c: tokens in, logits out. ---- */
+
+/* One layer's weights, under GPT-2's names; q_int and k_int side by side, [C, 2 r]. */
+typedef struct {
+    const float *ln_1_weight, *ln_1_bias, *ln_2_weight, *ln_2_bias;
+    dcp_matrix c_attn, attn_c_proj, c_fc, mlp_c_proj, interaction;
+    float scale, beta;
+} dcp_layer;
+
+typedef struct {
+    dcp_matrix wte, head; /* both [C, V] */
+    const float *wpe, *ln_f_weight, *ln_f_bias;
+    const dcp_layer *layer;
+    float epsilon;
+    int activation, propagate_in_depth;
+} dcp_model;
+
+/* New tokens of `batch` different sequences: count[b] > 0 ids of sequence b, one sequence after the other. */
+typedef struct {
+    size_t batch;
+    dcp_sequence *const *sequence;
+    const size_t *count;
+    const int64_t *ids;
+    int all;          /* logits of all tokens; 0: of each sequence's last */
+    int32_t *dropped; /* NULL, or for what leaves: [layers, room, 2], pairs (row, position) as dcp_step gives them */
+    size_t *pairs;    /* how many in each layer [layers] */
+    size_t room;      /* for the tokens seen and new of all sequences */
+} dcp_feed;
+
+/* Bytes of workspace that dcp_decode needs; it starts at a multiple of 64. */
+size_t dcp_decode_bytes(const dcp_cache *cache, const dcp_model *model, const dcp_feed *feed);
+
+/* Appends the tokens to their sequences; logits [rows wanted, V], dcp_stride apart. Returns DCP_OK; DCP_EINVAL when an id
+ * does not exist, a sequence was released, or the last position would be passed; DCP_ENOROOM when free pages or
+ * workspace are too few. */
+int dcp_decode(float *logits, dcp_cache *cache, const dcp_model *model, const dcp_feed *feed, void *workspace,
+               size_t bytes);
+
+/* ---- threads.c ---- */
+
+/* The threads that a kernel uses when told `threads`: no more than OpenMP gives or the system can start; 1 in a child of a
+ * fork, as OpenMP does not survive it. */
 size_t dcp_threads(size_t threads);
 
 /* The instruction set that the kernels run with here: "avx512f", "avx2" or "baseline". */

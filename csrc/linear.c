@@ -1,33 +1,6 @@
-/* linear.c - matrix products over packed weights, and how many threads there are. */
+/* linear.c - matrix products over packed weights. */
 
 #include "common.h"
-
-static int forked; /* the threads of OpenMP stay behind in the parent, and waiting for them would be for ever */
-static void in_child(void)
-{
-    forked = 1;
-}
-
-__attribute__((constructor)) static void watch_forks(void)
-{
-    pthread_atfork(NULL, NULL, in_child);
-}
-
-size_t dcp_threads(size_t threads)
-{
-    const size_t most = forked ? 1 : (size_t)omp_get_max_threads();
-    return threads > 0 && threads < most ? threads : most;
-}
-
-size_t dcp_threads_for(size_t operations, size_t threads)
-{
-    return operations < 1 << 18 ? 1 : dcp_threads(threads);
-}
-
-const char *dcp_simd_level(void)
-{
-    return (const char *[]){"baseline", "avx2", "avx512f"}[SIMD_LEVEL];
-}
 
 size_t dcp_stride(size_t n)
 {

@@ -7,17 +7,32 @@ size_t dcp_pages_for(size_t tokens, size_t page_slots)
     return tokens / page_slots + (tokens % page_slots != 0);
 }
 
+size_t dcp_page_bytes(const dcp_pool *pool)
+{
+    return pool->area_bytes[DCP_KEYS] + pool->area_bytes[DCP_REST] + pool->area_bytes[DCP_VALUES];
+}
+
+int dcp_pool_list(dcp_pool *pool, dcp_page *idle, size_t room)
+{
+    if (room < pool->pages + pool->n_spare)
+        return DCP_ENOROOM;
+    if (pool->idle != NULL)
+        memcpy(idle, pool->idle, (pool->n_spare + pool->n_free) * sizeof *idle);
+    pool->idle = idle;
+    pool->room = room;
+    return DCP_OK;
+}
+
 int dcp_pool_add(dcp_pool *pool, unsigned char *memory, size_t pages)
 {
-    const size_t n = pool->n_spare + pool->n_free;
-    dcp_page *idle = realloc(pool->idle, (pool->n_spare + pool->pages + pages) * sizeof *idle);
-    if (idle == NULL)
-        return DCP_ENOMEM;
-    memmove(idle + pages, idle, n * sizeof *idle);
-    for (size_t k = 0; k < DCP_PIECES; memory += pages * pool->piece_bytes[k++])
-        for (size_t i = 0; i < pages; i++) /* the last of idle ones is taken first: so they are in order */
-            idle[pages - 1 - i].piece[k] = memory + i * pool->piece_bytes[k];
-    pool->idle = idle;
+    if (pages > pool->room || pool->pages + pool->n_spare > pool->room - pages)
+        return DCP_ENOROOM;
+    memmove(pool->idle + pages, pool->idle, (pool->n_spare + pool->n_free) * sizeof *pool->idle);
+    for (size_t k = 0; k < DCP_AREAS; k++) {
+        for (size_t i = 0; i < pages; i++) /* the last idle page is taken first: so pages are taken in order */
+            pool->idle[pages - 1 - i].area[k] = memory + i * pool->area_bytes[k];
+        memory += pages * pool->area_bytes[k];
+    }
     pool->n_spare += pages;
     return DCP_OK;
 }
@@ -25,17 +40,22 @@ int dcp_pool_add(dcp_pool *pool, unsigned char *memory, size_t pages)
 int dcp_pool_grow(dcp_pool *pool, size_t n_free)
 {
     const size_t more = n_free > pool->n_free ? n_free - pool->n_free : 0;
-    if (more > pool->n_spare)
+    if (more > pool->n_spare || (more > 0 && (pool->pages > pool->most || more > pool->most - pool->pages)))
         return DCP_ENOROOM;
-    pool->n_free += more, pool->n_spare -= more, pool->pages += more;
+    pool->n_free += more;
+    pool->n_spare -= more;
+    pool->pages += more;
     return DCP_OK;
 }
 
 void dcp_pool_trim(dcp_pool *pool)
 {
-    for (; pool->n_free > 0; pool->n_free--, pool->n_spare++, pool->pages--)
-        for (size_t k = 0; k < DCP_PIECES; k++)
-            madvise(pool->idle[pool->n_spare].piece[k], pool->piece_bytes[k], MADV_DONTNEED);
+    for (; pool->n_free > 0; pool->n_free--) {
+        for (size_t k = 0; k < DCP_AREAS; k++)
+            madvise(pool->idle[pool->n_spare].area[k], pool->area_bytes[k], MADV_DONTNEED);
+        pool->n_spare++;
+        pool->pages--;
+    }
 }
 
 dcp_page dcp_page_take(dcp_pool *pool)

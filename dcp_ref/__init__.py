@@ -3,7 +3,7 @@
 from dcp_ref.config import Config
 from dcp_ref.model import Forward, Loss, forward, loss_and_grads
 from dcp_ref.runtime import policies
-from dcp_ref.runtime.block import CacheFull
+from dcp_ref.runtime.checks import CacheFull
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.generation import Generation, generate
 from dcp_ref.sigmoid import alpha_sigmoid

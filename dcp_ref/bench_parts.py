@@ -10,11 +10,10 @@ import numpy as np
 
 from dcp_ref import weights
 from dcp_ref.config import Config
-from dcp_ref.runtime import native_kernels
+from dcp_ref.native import kernels as native_kernels
+from dcp_ref.native.cache import NativeCache
 from dcp_ref.runtime.decoder import MATRICES
 from dcp_ref.runtime.engine import Engine
-from dcp_ref.runtime.native_cache import NativeCache
-from dcp_ref.runtime.recording import Calls, again, recording
 from dcp_ref.weights import Model
 
 KV_BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1.0}  # a number; the scales of int8 not counted
@@ -37,26 +36,21 @@ class Attention:
         self.config, self.kv, rng = replace(config, int_n_embd=None), kv, np.random.default_rng(0)
         self.cache = NativeCache(self.config, kv=kv, threads=threads)
         self.sequences, self.seen = [self.cache.new_sequence()], live
-        self.cache.reserve(self.sequences, [live])
+        batch_of_one = self.cache.reserve(self.sequences, [live])
         for layer in range(config.n_layer):
-            self.cache.step(layer, self.sequences, [0], [live], *self._qkv(rng, live))
+            self.cache.step(layer, batch_of_one, *self._qkv(rng, live))
         self.sequences += [self.cache.fork(self.sequences[0]) for _ in range(batch - 1)]
         self.qkv = self._qkv(rng, batch)
-        self._calls: Calls = []
         self.cache.reserve(self.sequences, [steps] * batch)
 
     def _qkv(self, rng: np.random.Generator, rows: int) -> list[np.ndarray]:
         return np.split(rng.standard_normal((rows, 3 * self.config.n_embd), np.float32), 3, axis=1)
 
     def step(self) -> None:
-        """One token of each sequence, in every layer; after the first time the same calls again, as a decoder's."""
-        batch = len(self.sequences)
-        self.cache.reserve(self.sequences, [1] * batch)
-        again(self._calls)
-        if not self._calls:
-            with recording() as self._calls:
-                for layer in range(self.config.n_layer):
-                    self.cache.step(layer, self.sequences, [self.seen] * batch, [1] * batch, *self.qkv)
+        """One token of each sequence, in every layer."""
+        batch = self.cache.reserve(self.sequences, [1] * len(self.sequences))
+        for layer in range(self.config.n_layer):
+            self.cache.step(layer, batch, *self.qkv)
         self.seen += 1
 
     @property
@@ -74,8 +68,9 @@ class Linears:
     """The matrix products of one step with so many rows, alone, on the packed weights of a native engine."""
 
     def __init__(self, engine: Engine, rows: int, head: bool = True) -> None:
-        self.rows, self.threads, rng = rows, engine._decoder.threads, np.random.default_rng(0)
-        self.matrices = [p[name] for p in engine._decoder.blocks for name in MATRICES] + [engine._decoder.head] * head
+        self.rows, self.threads, rng = rows, engine._cache.c.shape.threads, np.random.default_rng(0)
+        packed = engine._decoder.weights
+        self.matrices = [p[name] for p in packed.layers for name in MATRICES] + [packed.head] * head
         self.x = {n: rng.standard_normal((rows, n), np.float32) for n in {w.n_in for w in self.matrices}}
 
     def step(self) -> None:

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dcp_ref import __version__
+from dcp_ref import __version__, native
 from dcp_ref.analysis.plot import REMEDY, have_matplotlib
 from dcp_ref.bench import Point, random_model, sweep
 from dcp_ref.bench_parts import Attention, Linears
-from dcp_ref.runtime import native
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.timing import interleaved
 from dcp_ref.weights import Model

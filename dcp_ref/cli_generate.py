@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dcp_ref import options, weights
-from dcp_ref.runtime.block import Stats
+from dcp_ref.runtime.cache import Stats
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.generation import Row, make_rows, prompt_ids, step
 from dcp_ref.runtime.sampling import Sampling

@@ -9,7 +9,7 @@ from dcp_ref import __version__
 from dcp_ref.analysis.tasks import TASKS
 from dcp_ref.runtime import policies
 from dcp_ref.runtime.engine import BACKENDS, Engine
-from dcp_ref.runtime.storage import STORAGES
+from dcp_ref.runtime.precision import STORAGES
 from dcp_ref.training import TrainSettings
 from dcp_ref.weights import Model
 

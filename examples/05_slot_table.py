@@ -9,8 +9,8 @@ import sys
 
 import numpy as np
 
-from dcp_ref import Config
-from dcp_ref.runtime import native, native_cache
+from dcp_ref import Config, native
+from dcp_ref.native.cache import NativeCache
 from dcp_ref.runtime.cache import KVCache
 
 if not native.available():
@@ -18,7 +18,7 @@ if not native.available():
     sys.exit()
 
 config = Config(vocab_size=1, n_positions=16, n_embd=16, n_layer=1, n_head=1, int_n_embd=16)
-cache = native_cache.NativeCache(config, page_slots=4)
+cache = NativeCache(config, page_slots=4)
 plain = KVCache(config, page_slots=4)  # the same in NumPy: a list of live tokens, no slots
 sequence = cache.new_sequence()
 assert plain.new_sequence() == sequence

@@ -7,8 +7,7 @@ Watch for: each layer's picture, taken from the cache, is a mask as in 02. Every
 
 import numpy as np
 
-from dcp_ref import Engine, forward, load
-from dcp_ref.runtime import native
+from dcp_ref import Engine, forward, load, native
 
 prompt, new_tokens = "The old man looked at the sea", 12
 model = load("tiny")

@@ -4,12 +4,15 @@ import numpy as np
 from hypothesis import strategies as st
 from models import DELAYS
 
+from dcp_ref import native
 from dcp_ref.config import Config
-from dcp_ref.runtime import native, native_cache, policies
+from dcp_ref.native.cache import NativeCache
+from dcp_ref.native.extension import ffi, lib
+from dcp_ref.runtime import policies
 from dcp_ref.runtime.cache import KVCache
 from dcp_ref.runtime.policies import Policy, heavy_hitters, sinks, strided, window
 
-CACHES = [KVCache, native_cache.NativeCache] if native.available() else [KVCache]
+CACHES = [KVCache, NativeCache] if native.available() else [KVCache]
 FORMS = ("dense", "learned", "window", "strided", "sinks", "heavy_hitters")
 
 
@@ -67,38 +70,70 @@ class Inputs:
         return [*arrays[:3], *(arrays[3:] if learned else (None, None)), self.beta[layer]]
 
 
-def pieces(cache, page):
+def areas(cache, page):
     """The bytes of a NativeCache's page, as they are now: its keys, the rest, its values."""
-    return [np.frombuffer(native.ffi.buffer(piece, size), np.uint8)
-            for piece, size in zip(page.piece, cache._cache.pool.piece_bytes, strict=True)]
+    return [np.frombuffer(ffi.buffer(area, size), np.uint8)
+            for area, size in zip(page.area, cache.c.pool.area_bytes, strict=True)]
 
 
 def poison(cache):
     """Fill every slot of a NativeCache that is not live with NaN, or the like. No result may change."""
-    c, lib = cache._cache, native.lib
+    c = cache.c
     pages = [(c.pool.idle[c.pool.n_spare + i], 0) for i in range(c.pool.n_free)]
-    for sequence in cache._sequences:
-        for layer in range(c.layers):
-            slots = sequence.layer[layer]
+    for sequence in cache._sequences.all():
+        for layer in range(c.shape.layers):
+            slots = sequence.c.layer[layer]
             pages += [(slots.page[p], slots.bitmap[p]) for p in range(slots.pages)]
     for page, bitmap in pages:
         dead = [slot for slot in range(cache.page_slots) if not bitmap >> slot & 1]
-        keys, rest, values = pieces(cache, page)
+        keys, rest, values = areas(cache, page)
         for lanes in (keys, rest):
             lanes.reshape(-1, lib.DCP_LANES, 4)[:, dead] = 255
-        shared = 2**c.kv  # rows in one of words
-        panels, groups = c.heads * c.v_panels, -(-cache.page_slots // shared)
+        shared = 2**c.shape.kv  # rows in one of words
+        panels, groups = c.shape.heads * c.v_panels, -(-cache.page_slots // shared)
         values = values[: panels * groups * lib.DCP_LANES * 4].reshape(panels, groups, lib.DCP_LANES, shared, -1)
         for slot in dead:  # bytes of NaN, of a huge half, of int8 -1
             values[:, slot // shared, :, slot % shared] = 255
 
 
-def walk_layers(cache, sequences, starts, counts, inputs, first=0, policy=None):
+class Ledger:
+    """What a NativeCache owns and reserves, in pages, worked out from the live tokens of a KVCache beside it."""
+
+    def __init__(self, cache, page_slots, max_bytes, page):
+        self.cache, self.page_slots, self.max_bytes, self.page = cache, page_slots, max_bytes, page
+        self.pages = 0  # owned and free
+
+    def owned(self, handles=None, more=0):
+        """Pages of these sequences, or all, each with this number of tokens more."""
+        layers = range(self.cache.config.n_layer)
+        handles = list(self.cache._sequences._sequences) if handles is None else handles
+        return sum(-(-(len(self.cache.live_positions(h, layer)) + more) // self.page_slots)
+                   for h in handles for layer in layers)
+
+    def reserve(self, more):
+        """The bytes that are too many, or None and this number of pages more can be owned."""
+        needed = max(self.owned() + more, self.pages)
+        if self.max_bytes is not None and needed * self.page > self.max_bytes:
+            return needed * self.page
+        self.pages = needed
+        return None
+
+    def more(self, handles, counts):
+        """Pages that these counts of tokens could need."""
+        return sum(self.owned([h], count) - self.owned([h]) for h, count in zip(handles, counts, strict=True))
+
+
+def page_bytes(config, page_slots=32, kv="float32", policy=None):
+    """The size of a NativeCache's page."""
+    return NativeCache(config, page_slots, kv=kv, policy=policy)._pages.page_bytes
+
+
+def walk_layers(cache, sequences, counts, inputs, first=0, policy=None):
     """Feed rows first, first + 1, ... of the inputs to every layer; returns the (out, dropped) of each."""
     config, inherited, results = cache.config, None, []
-    cache.reserve(sequences, counts)
+    batch = cache.reserve(sequences, counts)
     for layer in range(config.n_layer):
         arguments = inputs.rows(config, policy, layer, first, first + sum(counts))
-        results.append(cache.step(layer, sequences, starts, counts, *arguments, inherited))
+        results.append(cache.step(layer, batch, *arguments, inherited))
         inherited = results[-1][1] if config.propagate_in_depth else None
     return results

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from cli_tools import assert_refused, call
 
-from dcp_ref import Config, Engine, cli_bench, policies
+from dcp_ref import Config, Engine, cli_bench, native, policies
 from dcp_ref.bench import Decoding, calibrated, random_model, random_prompt
 from dcp_ref.bench_parts import Attention, Linears, kv_bytes, peak_rss
-from dcp_ref.runtime import native
 
 CONFIG = Config(vocab_size=97, n_positions=160, n_embd=32, n_layer=3, n_head=2, int_n_embd=16, eos_token_id=None)
 MODEL = random_model(CONFIG)

@@ -4,17 +4,29 @@ import dataclasses
 
 import numpy as np
 import pytest
-from cache_tools import CACHES, Inputs, any_policies, configs, poison, thresholds, walk_layers
+from cache_tools import (
+    CACHES,
+    Inputs,
+    Ledger,
+    any_policies,
+    configs,
+    page_bytes,
+    poison,
+    thresholds,
+    walk_layers,
+)
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tolerances import CACHE_ATTENTION, SCORE_MARGIN
 
+from dcp_ref import native
 from dcp_ref.config import Config
-from dcp_ref.runtime import native, native_cache, policies
-from dcp_ref.runtime.block import CacheFull, page_bytes
+from dcp_ref.native.cache import NativeCache
+from dcp_ref.runtime import policies
 from dcp_ref.runtime.cache import KVCache
-from dcp_ref.runtime.storage import STORAGES, stored
+from dcp_ref.runtime.checks import CacheFull
+from dcp_ref.runtime.precision import STORAGES, stored
 
 CONFIG = Config(vocab_size=1, n_positions=9, n_embd=4, n_layer=2, n_head=2, int_n_embd=4)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -65,7 +77,7 @@ def stays_by_position(policy, i, j):
 def check_against_dense(cache, inputs, chunks, live, out, policy=None):
     sequence, start = cache.new_sequence(), 0
     for count in chunks:
-        results = walk_layers(cache, [sequence], [start], [count], inputs, start, policy)
+        results = walk_layers(cache, [sequence], [count], inputs, start, policy)
         start += count
         for layer, (got, dropped) in enumerate(results):
             np.testing.assert_allclose(got, out[layer, start - count:start], **CACHE_ATTENTION)
@@ -109,12 +121,12 @@ def test_equals_the_dense_definition_under_every_policy_and_storage(
 def test_nan_and_infinite_scores(make, delay, threshold, gone):
     """A NaN drops, +inf keeps, -inf drops; unless no score is judged yet, or none can be above the threshold."""
     cache = make(dataclasses.replace(CONFIG, int_delay=delay), threshold=threshold)
-    cache.reserve([cache.new_sequence()], [4])
+    batch = cache.reserve([cache.new_sequence()], [4])
     q_int, k_int = np.zeros((2, 4, 4), np.float32)
     q_int[:, 0], k_int[:3, 0] = 1, [np.nan, np.inf, -np.inf]
     with np.errstate(invalid="ignore"):
         rows = {name: np.zeros((4, 4), np.float32) for name in ("q", "k", "v")}
-        out, dropped = cache.step(0, [0], [0], [4], **rows, q_int=q_int, k_int=k_int, beta=1.0)
+        out, dropped = cache.step(0, batch, **rows, q_int=q_int, k_int=k_int, beta=1.0)
     assert dropped.tolist() == gone
     assert np.isfinite(out).all()
 
@@ -126,11 +138,11 @@ def test_nan_and_infinite_scores(make, delay, threshold, gone):
 def test_a_score_is_rounded_before_it_is_compared(make, product, beta, threshold, left):
     """As in the dense forward: 2^-30 + 1 is 1, and so a tie with 1; taken from beta, the threshold would keep it."""
     cache = make(CONFIG, threshold=threshold)
-    cache.reserve([cache.new_sequence()], [2])
+    batch = cache.reserve([cache.new_sequence()], [2])
     q_int, k_int = np.zeros((2, 2, 4), np.float32)
     q_int[1, 0], k_int[0, 0] = 2, product  # 2 = sqrt(r)
     row = np.zeros((2, 4), np.float32)
-    cache.step(0, [0], [0], [2], row, row, row, q_int, k_int, beta)
+    cache.step(0, batch, row, row, row, q_int, k_int, beta)
     assert cache.live_positions(0, 0).tolist() == [*left, 1]
 
 
@@ -149,45 +161,48 @@ class SideBySide(RuleBasedStateMachine):
                 policy=any_policies(), kv=st.sampled_from(STORAGES), data=st.data())
     def start(self, config, page_slots, bound, policy, kv, data):
         self.policy = policies.dense if policy.learned and config.int_n_embd is None else policy
-        self.max_bytes = bound and bound * page_bytes(config, page_slots, kv, self.policy)
-        options = page_slots, self.max_bytes, kv, self.policy, data.draw(thresholds(config, self.policy))
-        self.numpy, self.native = (make(config, *options) for make in (KVCache, native_cache.NativeCache))
+        page = page_bytes(config, page_slots, kv, self.policy)
+        max_bytes, threshold = bound and bound * page, data.draw(thresholds(config, self.policy))
+        self.numpy = KVCache(config, kv=kv, policy=self.policy, threshold=threshold)
+        self.native = NativeCache(config, page_slots, max_bytes, kv, self.policy, threshold)
+        self.ledger = Ledger(self.numpy, page_slots, max_bytes, page)
         self.config, self.page_slots, self.lengths = config, page_slots, {}
+        self.names = {}  # the NativeCache's handles: a refused fork has used one up
 
     @rule()
     def new_sequence(self):
         handle = self.numpy.new_sequence()
-        assert handle == self.native.new_sequence()
-        self.lengths[handle] = 0
+        self.lengths[handle], self.names[handle] = 0, self.native.new_sequence()
 
     @precondition(lambda self: self.lengths)
     @rule(data=st.data())
     def release(self, data):
         handle = data.draw(st.sampled_from(sorted(self.lengths)))
-        for cache in (self.numpy, self.native):
-            cache.release(handle)
-            with pytest.raises(ValueError, match=f"sequence {handle} is unknown or was released"):
-                cache.live_positions(handle, 0)
+        for cache, name in ((self.numpy, handle), (self.native, self.names[handle])):
+            cache.release(name)
+            with pytest.raises(ValueError, match=f"sequence {name} is unknown or was released"):
+                cache.live_positions(name, 0)
         del self.lengths[handle]
 
     @precondition(lambda self: self.lengths)
     @rule(data=st.data())
     def fork(self, data):
         parent = data.draw(st.sampled_from(sorted(self.lengths)))
-        try:
-            child = self.numpy.fork(parent)
-        except CacheFull as full:
-            with pytest.raises(CacheFull, match=str(full)):
+        too_many = self.ledger.reserve(self.ledger.owned([parent]))
+        if too_many:
+            with pytest.raises(CacheFull, match=f"the cache needs {too_many} bytes"):
                 self.native.fork(parent)
             return
-        assert child == self.native.fork(parent)
+        child = self.numpy.fork(parent)
         self.lengths[child] = self.lengths[parent]
+        handle = self.native.fork(parent)
+        self.names[child] = handle
 
     @rule()
     def trim(self):
-        for cache in (self.numpy, self.native):
-            cache.trim()
-            assert cache.stats().bytes_reserved == cache.stats().bytes_owned
+        self.native.trim()
+        self.ledger.pages = self.ledger.owned()
+        assert self.native.stats().bytes_scratch == 0
 
     @precondition(lambda self: self.lengths)
     @rule(data=st.data(), seed=SEEDS)
@@ -195,17 +210,17 @@ class SideBySide(RuleBasedStateMachine):
         handles = data.draw(st.lists(st.sampled_from(sorted(self.lengths)), unique=True))
         starts = [self.lengths[handle] for handle in handles]
         counts = [data.draw(st.integers(0, min(4, self.config.n_positions - start))) for start in starts]
-        rng = np.random.default_rng(seed)
-        inputs = Inputs(self.config, sum(counts), rng, sharp=self.policy.heavy is not None)
-        try:
-            expected = walk_layers(self.numpy, handles, starts, counts, inputs, policy=self.policy)
-        except CacheFull as full:
-            with pytest.raises(CacheFull, match=str(full)):
-                self.native.reserve(handles, counts)
+        inputs = Inputs(self.config, sum(counts), np.random.default_rng(seed), sharp=self.policy.heavy is not None)
+        names = [self.names[handle] for handle in handles]
+        too_many = self.ledger.reserve(self.ledger.more(handles, counts))
+        if too_many:
+            with pytest.raises(CacheFull, match=f"the cache needs {too_many} bytes"):
+                self.native.reserve(names, counts)
             return
         for handle, count in zip(handles, counts, strict=True):
             self.lengths[handle] += count
-        actual = walk_layers(self.native, handles, starts, counts, inputs, policy=self.policy)
+        expected, actual = (walk_layers(cache, who, counts, inputs, policy=self.policy)
+                            for cache, who in ((self.numpy, handles), (self.native, names)))
         for (out, dropped), (native_out, native_dropped) in zip(expected, actual, strict=True):
             np.testing.assert_array_equal(native_dropped, dropped)
             np.testing.assert_allclose(native_out, out, **CACHE_ATTENTION)
@@ -214,15 +229,15 @@ class SideBySide(RuleBasedStateMachine):
     def same_tokens(self):
         for handle in self.lengths:
             for layer in range(self.config.n_layer):
-                positions = self.numpy.live_positions(handle, layer)
-                np.testing.assert_array_equal(self.native.live_positions(handle, layer), positions)
-                assert self.native.slot_table(handle, layer).size < len(positions) + self.page_slots
+                positions, name = self.numpy.live_positions(handle, layer), self.names[handle]
+                np.testing.assert_array_equal(self.native.live_positions(name, layer), positions)
+                assert self.native.slot_table(name, layer).size < len(positions) + self.page_slots
 
     @invariant()
-    def same_memory(self):
-        stats = self.native.stats()
-        assert stats[:4] == self.numpy.stats()[:4] and stats.bytes_scratch > 0
-        assert stats.bytes_owned <= stats.bytes_reserved <= (self.max_bytes or stats.bytes_reserved)
+    def the_memory_of_the_ledger(self):
+        stats, owned, page = self.native.stats(), self.ledger.owned(), self.ledger.page
+        assert stats[:4] == (self.numpy.stats().live_tokens, owned * self.page_slots, owned * page,
+                             self.ledger.pages * page)
 
     @invariant()
     def dead_slots_do_not_matter(self):
@@ -237,9 +252,9 @@ if native.available():
 def test_a_layer_without_scores_of_its_own_inherits_drops(make):
     cache = make(dataclasses.replace(CONFIG, int_n_embd=None, propagate_in_depth=True), 2)
     sequence = cache.new_sequence()
-    cache.reserve([sequence], [4])
+    batch = cache.reserve([sequence], [4])
     row = np.ones((4, 4), np.float32)
     inherited = np.array([[2, 0], [3, 1]], np.int32)
-    _, dropped = cache.step(0, [sequence], [0], [4], row, row, row, inherited=inherited)
+    _, dropped = cache.step(0, batch, row, row, row, inherited=inherited)
     assert dropped.tolist() == inherited.tolist()
     assert cache.live_positions(sequence, 0).tolist() == [2, 3]

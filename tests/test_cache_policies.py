@@ -52,8 +52,6 @@ def test_decoding_is_the_dense_forward_under_every_policy(backend, m, policy, ch
     threshold = data.draw(thresholds(m.config, policy))
     logits, live = dense_under(m, policy, ids, threshold)
     engine, start = Engine(m, backend, policy=policy, threshold=threshold), 0
-    if backend == "numpy":
-        engine._cache.page_slots = 3
     sequence = engine.new_sequence()
     for count in chunks:
         [got] = engine.feed([sequence], [ids[start : start + count]], logits="all")
@@ -81,8 +79,8 @@ def test_heavy_hitters_by_hand(make, chunks):
     sequence, start, left = cache.new_sequence(), 0, []
     for count in chunks:
         rows = slice(start, start + count)
-        cache.reserve([sequence], [count])
-        out, dropped = cache.step(0, [sequence], [start], [count], q[rows], k[rows], v[rows])
+        batch = cache.reserve([sequence], [count])
+        out, dropped = cache.step(0, batch, q[rows], k[rows], v[rows])
         np.testing.assert_array_equal(out, seen[rows])
         left += [(start + row, position) for row, position in dropped.tolist()]
         start += count

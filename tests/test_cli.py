@@ -14,8 +14,7 @@ from cli_tools import assert_refused, call, process_of, saved, stdin_of
 from text_models import CONFIG, TOKENIZER, text_model
 from training_tools import failing
 
-from dcp_ref import cli_generate, generate
-from dcp_ref.runtime import native
+from dcp_ref import cli_generate, generate, native
 
 MODEL = text_model(dataclasses.replace(CONFIG, eos_token_id=None))
 SETTINGS = {"max_new_tokens": 20, "temperature": 0.8, "top_p": 0.95}

@@ -1,206 +1,121 @@
-"""Steps of one token a sequence, made again with other numbers: bitwise what they would be anew."""
+"""csrc/decode.c beside the same walk in Python over the same kernels in C: the same bits, the same drops."""
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from cache_tools import any_policies
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from models import moderate_model, random_model
+from models import moderate_model, random_model, random_models
 
-from dcp_ref import Config, Engine
-from dcp_ref.runtime import native
-from dcp_ref.runtime.block import CacheFull, page_bytes
-from dcp_ref.runtime.decoder import MATRICES
-from dcp_ref.runtime.policies import heavy_hitters, learned
+from dcp_ref import Config, Engine, native
 
 if not native.available():
     pytest.skip("the C extension is not built", allow_module_level=True)
+
+from dcp_ref.native import kernels
+from dcp_ref.native.cache import NativeCache
+from dcp_ref.runtime.decoder import MATRICES, Decoder
+from dcp_ref.runtime.policies import for_model
+from dcp_ref.runtime.precision import STORAGES
 
 MODEL = moderate_model()
 BITS = np.testing.assert_array_equal
 
 
-def twins(model, **options):
-    """Two engines; the second never makes a step again."""
-    engines = [Engine(model, "native", **options) for _ in range(2)]
-    anew = engines[1]._decoder
-    logits = anew.logits
-    anew.logits = lambda *args: (setattr(anew, "_step", None), logits(*args))[1]
-    return engines
+class Walks:
+    """An engine, and the walk in Python over a NativeCache of its own: fed the same, they agree."""
+
+    def __init__(self, model, policy=None, weights="float32", kv="float32"):
+        policy = for_model(model.config, policy)
+        self.engine = Engine(model, "native", policy=policy, weights=weights, kv=kv)
+        self.cache = NativeCache(model.config, policy=policy, kv=kv)
+        self.decoder = Decoder(model, kernels, self.cache, weights)
+
+    def feed(self, handles, tokens, logits="all"):
+        counts, drops = [len(row) for row in tokens], []
+        ids, ends = np.concatenate(tokens).astype(np.int64), np.cumsum(counts)
+        wanted = ends - 1 if logits == "last" else np.arange(len(ids))
+        expected = self.decoder.room(len(wanted))
+        left = self.decoder.walk(self.cache.reserve(handles, counts), ids, wanted, expected)
+        got = self.engine._decoder.room(len(wanted))
+        self.engine._decoder.feed(handles, counts, ids, wanted, got, drops)
+        BITS(got, expected)
+        for ours, theirs in zip(drops, left, strict=True):
+            BITS(ours, theirs)
+        BITS(self.engine.live_counts(handles), self.cache.live_counts(handles))
+
+    def both(self, method, *arguments):
+        [handle] = {getattr(each, method)(*arguments) for each in (self.engine, self.cache)}
+        return handle
 
 
-def fed(engines, sequences, tokens, logits="last"):
-    first, second = (engine.feed(sequences, tokens, logits) for engine in engines)
-    for a, b in zip(first, second, strict=True):
-        BITS(a, b)
-    BITS(*[engine.live_counts(sequences) for engine in engines])
-
-
-@settings(max_examples=30)
-@given(st.data(), st.sampled_from([learned, heavy_hitters(3, 4)]), st.booleans())
-def test_steps_in_any_order(data, policy, propagate):
-    """Of any of three sequences in any order, many in a row alike; prompts, forks, releases and trims between them."""
-    engines, left = twins(moderate_model(propagate_in_depth=propagate), policy=policy), dict.fromkeys(range(3), 100)
-    for engine in engines:
-        for _ in left:
-            engine.new_sequence()
-    for turn in range(8):
-        chosen = data.draw(st.permutations(sorted(left)))[: data.draw(st.integers(1, len(left)))]
-        counts = data.draw(st.sampled_from([[1] * len(chosen), [1, 3, 2, 40][: len(chosen)]]))
-        for again in range(data.draw(st.integers(1, 4)) if max(counts) == 1 else 1):
-            tokens = [[(7 * turn + 11 * again + 5 * t + s) % 300 for t in range(n)]
-                      for s, n in zip(chosen, counts, strict=True)]
-            fed(engines, chosen, tokens, data.draw(st.sampled_from(["last", "all"])))
-        what = data.draw(st.sampled_from(["fork", "release", "trim", "nothing", "nothing"]))
+@settings(max_examples=60)
+@given(st.data(), random_models(), any_policies(), st.sampled_from(STORAGES), st.sampled_from(STORAGES))
+def test_any_model_and_history(data, model, policy, weights, kv):
+    assume(model.config.int_n_embd is not None or not policy.learned)
+    walks = Walks(model, policy, weights, kv)
+    left = {walks.both("new_sequence"): model.config.n_positions for _ in range(3)}
+    for _ in range(6):
+        open_ones = sorted(handle for handle in left if left[handle])
+        if not open_ones:
+            break
+        chosen = data.draw(st.lists(st.sampled_from(open_ones), min_size=1, unique=True))
+        counts = [data.draw(st.integers(1, min(left[handle], 5))) for handle in chosen]
+        tokens = [data.draw(st.lists(st.integers(0, 10), min_size=n, max_size=n)) for n in counts]
+        walks.feed(chosen, tokens, data.draw(st.sampled_from(["last", "all"])))
+        for handle, n in zip(chosen, counts, strict=True):
+            left[handle] -= n
+        what = data.draw(st.sampled_from(["fork", "release", "trim", "nothing"]))
         if what == "trim":
-            [engine.trim() for engine in engines]
-        elif what == "fork" and len(left) < 4:
-            [child] = {engine.fork(chosen[0]) for engine in engines}
-            left[child] = 100
+            walks.both("trim")
+        elif what == "fork":
+            left[walks.both("fork", chosen[0])] = left[chosen[0]]
         elif what == "release" and len(left) > 1:
+            walks.both("release", chosen[0])
             del left[chosen[0]]
-            [engine.release(chosen[0]) for engine in engines]
 
 
-@pytest.mark.parametrize("between", [[[1, 2], [3, 4]], [[1], [2, 3]]])
-def test_the_same_step_after_a_prompt(between):
-    engines = twins(MODEL)
-    for engine in engines:
-        sequences = [engine.new_sequence() for _ in range(2)]
-    for tokens in ([[5], [6]], [[7], [8]], between, [[5], [6]], [[7], [8]]):
-        fed(engines, sequences, tokens)
+@pytest.mark.parametrize("propagate", [False, True])
+@pytest.mark.parametrize("logits", ["last", "all"])
+def test_prompts_of_several_rounds(propagate, logits):
+    """Longer than a round of rows, and than a page; several of unequal length."""
+    walks = Walks(moderate_model(propagate_in_depth=propagate))
+    handles = [walks.both("new_sequence") for _ in range(3)]
+    rng = np.random.default_rng(0)
+    for counts in ([100, 1, 49], [1, 1, 1], [3, 70, 2]):
+        walks.feed(handles, [rng.integers(0, 300, n) for n in counts], logits)
 
 
-@pytest.mark.parametrize("weights", ["float32", "int8"])
+@pytest.mark.parametrize("weights", STORAGES)
 def test_rows_that_stand_further_apart(weights):
-    """No array of theirs may be a copy, which would keep the first step's numbers."""
-    config = Config(vocab_size=300, n_positions=16, n_embd=1024, n_layer=2, n_head=2, n_inner=2048, int_n_embd=4)
-    engines = twins(random_model(config, 0, 1.0), weights=weights)
-    for engine in engines:
-        sequences = [engine.new_sequence() for _ in range(3)]
-    for turn in range(5):
-        fed(engines, sequences, [[turn + 20 * s] for s in sequences])
+    config = Config(vocab_size=1024, n_positions=16, n_embd=1024, n_layer=2, n_head=2, n_inner=2048, int_n_embd=4)
+    walks = Walks(random_model(config, 0, 1.0), weights=weights)
+    handles = [walks.both("new_sequence") for _ in range(3)]
+    for tokens in ([[1], [2], [3]], [[4, 5, 6], [7], [8, 9]]):
+        walks.feed(handles, tokens, "last")
 
 
-def test_a_step_like_the_last_one_calls_no_kernel_by_name(monkeypatch):
-    engine = Engine(MODEL, "native")
-    sequence = engine.new_sequence()
-    engine.feed([sequence], [[1, 2, 3]])
-    first = engine.feed([sequence], [[4]])[0].copy()
-    with monkeypatch.context() as patch:
-        patch.delattr(engine._decoder.kernels, "activation")
-        second = engine.feed([sequence], [[5]])
-        with pytest.raises(AttributeError, match="activation"):
-            engine.feed([sequence], [[6, 7]])
-    assert not np.array_equal(first, second[0])
-
-
-def test_an_interrupted_step_is_not_made_again():
+def test_logits_do_not_depend_on_what_else_is_recorded():
     engine = Engine(MODEL, "native")
     a, b = engine.new_sequence(), engine.new_sequence()
-
-    def interrupted():
-        raise KeyboardInterrupt
-
-    for token in range(3):
-        engine.feed([a, b], [[token], [token]])
-    engine._decoder._step.calls[9] = (interrupted, ())
-    with pytest.raises(KeyboardInterrupt):
-        engine.feed([a, b], [[3], [3]])
-    with pytest.raises(ValueError, match="0 was interrupted"):
-        engine.feed([a, b], [[3], [3]])
-    assert engine._decoder._step is None
+    [plain] = engine.feed([a], [list(range(60))])
+    out = engine._decoder.room(1)
+    engine._decoder.feed([b], [60], np.arange(60), np.array([59]), out, [])
+    BITS(out[0], plain)
 
 
-def test_the_same_step_after_one_that_had_no_room():
-    """What was refused had come as far as the cache."""
-    engines = twins(MODEL, max_cache_bytes=4 * page_bytes(MODEL.config, 32, "float32", learned))
-    for engine in engines:
-        a, b = engine.new_sequence(), engine.new_sequence()
-    for token in range(3):
-        fed(engines, [a], [[token]])
-    for engine in engines:
-        with pytest.raises(CacheFull):
-            engine.feed([b], [[7] * 128])
-    fed(engines, [a], [[3]])
-
-
-@pytest.mark.parametrize("again", [False, True])
-def test_a_sequence_released_in_the_middle_of_its_step(again, monkeypatch):
-    """As a signal's handler can: an error, where C would read freed memory."""
+def test_a_sequence_in_the_middle_of_a_step_is_refused():
     engine = Engine(MODEL, "native")
-    a, b = engine.new_sequence(), engine.new_sequence()
-    for token in range(2 * again):
-        engine.feed([a], [[token]])
-    step = engine._cache._step.__func__
-
-    def release(cache, *args):
-        if a in engine._length:
-            engine.release(a)
-            engine.fork(b)
-        return step(cache, *args)
-
-    monkeypatch.setattr(type(engine._cache), "_step", release)
-    if again:
-        engine._decoder._step.calls.insert(1, (engine.release, (a,)))
-    with pytest.raises((RuntimeError, KeyError, ValueError), match="released"):
-        engine.feed([a], [[7]])
-
-
-def test_another_sequence_released_while_a_step_is_recorded(monkeypatch):
-    """The layers after that have another batch: the step is not made again."""
-    engines = twins(MODEL)
-    for engine in engines:
-        a, b = engine.new_sequence(), engine.new_sequence()
-    step = engines[0]._cache.step
-
-    def release(*args, **kwargs):
-        result = step(*args, **kwargs)
-        if b in engines[0]._length:
-            engines[0].release(b)
-        return result
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engines[0]._cache, "step", release)
-        fed(engines, [a], [[3]])
-    for token in range(3):
-        fed(engines, [a], [[token]])
-
-
-def test_another_engine_fed_in_the_middle_of_a_step(monkeypatch):
-    engines, other = twins(MODEL), Engine(MODEL, "native")
-    for engine in engines:
-        a = engine.new_sequence()
-    sequence, step = other.new_sequence(), engines[0]._cache.step
-
-    def feed_both(*args, **kwargs):
-        other.feed([sequence], [[1]])
-        other.feed([sequence], [[1, 2]])
-        return step(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engines[0]._cache, "step", feed_both)
-        fed(engines, [a], [[3]])
-    fed(engines, [a], [[4]])
-
-
-def test_the_same_step_after_a_release():
-    """Another sequence has the memory of the one that is gone."""
-    engines = twins(MODEL)
-    for engine in engines:
-        a, b = engine.new_sequence(), engine.new_sequence()
-    for sequence in (a, a, b, a):
-        fed(engines, [sequence], [[1]])
-    for engine in engines:
-        engine.release(a)
-        c = engine.new_sequence()
-    for sequence in (c, b, c, c):
-        fed(engines, [sequence], [[2]])
+    sequence, cache, row = engine.new_sequence(), engine._cache, np.ones((1, 96), np.float32)
+    cache.step(0, cache.reserve([sequence], [1]), row, row, row, row[:, :16], row[:, :16])
+    with pytest.raises(RuntimeError, match="in the middle of a step"):
+        engine.feed([sequence], [[1]])
 
 
 def test_weights_stand_side_by_side():
     """As they are read: one after the other in as few large pages as may be."""
-    decoder = Engine(MODEL, "native")._decoder
-    panels = [decoder._wte.panels, *(p[name].panels for p in decoder.blocks for name in MATRICES)]
+    weights = Engine(MODEL, "native")._decoder.weights
+    panels = [weights.wte.panels, *(p[name].panels for p in weights.layers for name in MATRICES)]
     ends = [x.ctypes.data + x.nbytes for x in panels]
     gaps = [x.ctypes.data - end for x, end in zip(panels[1:], ends, strict=False)]
-    assert all(0 <= gap < 64 + 128 * MODEL.config.n_embd * 4 for gap in gaps)  # in between: attn.int, and alignment
+    assert all(0 <= gap < 64 + 128 * MODEL.config.n_embd * 4 for gap in gaps)  # in between: interaction, alignment

@@ -11,7 +11,7 @@ import pytest
 from tolerances import CACHE_ATTENTION, PROJECTION, TINY_LOGITS, TRAINING_FLOAT32
 
 import dcp_ref
-from dcp_ref.runtime import native
+from dcp_ref import native
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 PATH = os.pathsep.join([str(Path(dcp_ref.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])

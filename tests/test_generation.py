@@ -8,8 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from text_models import CONFIG, TOKENIZER, text_model
 
-from dcp_ref import Model, forward, generate
-from dcp_ref.runtime import generation, native
+from dcp_ref import Model, forward, generate, native
+from dcp_ref.runtime import generation
 from dcp_ref.runtime.generation import Generation, Row
 from dcp_ref.runtime.sampling import Sampling, row_stream
 

@@ -7,15 +7,14 @@ from hypothesis import strategies as st
 from models import moderate_model, random_model
 from thread_tools import omp_threads
 
-from dcp_ref import Config, Engine
-from dcp_ref.runtime import native
+from dcp_ref import Config, Engine, native
 from dcp_ref.runtime.policies import dense, heavy_hitters, learned, sinks
-from dcp_ref.runtime.storage import STORAGES
+from dcp_ref.runtime.precision import STORAGES
 
 if not native.available():
     pytest.skip("the C extension is not built", allow_module_level=True)
 
-from dcp_ref.runtime import native_kernels
+from dcp_ref.native import kernels as native_kernels
 
 MODEL = moderate_model()
 POLICIES = {policy.name: policy for policy in (learned, dense, heavy_hitters(9, 12), sinks(3, 20))}

@@ -7,15 +7,17 @@ from hypothesis import strategies as st
 from thread_tools import omp_threads
 from tolerances import CACHE_ATTENTION, GELU_FAR, KERNEL, KERNEL_SUM
 
+from dcp_ref import native
 from dcp_ref.config import ACTIVATIONS, Config
-from dcp_ref.runtime import kernels, native, native_cache
+from dcp_ref.native.cache import NativeCache
+from dcp_ref.runtime import kernels
 from dcp_ref.runtime.cache import KVCache
-from dcp_ref.runtime.storage import STORAGES
+from dcp_ref.runtime.precision import STORAGES
 
 if not native.available():
     pytest.skip("the C extension is not built", allow_module_level=True)
 
-from dcp_ref.runtime import native_kernels
+from dcp_ref.native import kernels as native_kernels
 
 SEEDS, STORAGE = st.integers(0, 2**32 - 1), st.sampled_from(STORAGES)
 ROWS, WIDTH = st.integers(0, 40), st.integers(1, 100)
@@ -51,7 +53,7 @@ def test_linear(seed, rows, n_in, n_out, storage, biased, added, threads):
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-@pytest.mark.parametrize("n_out", [kernels.PIECE - 1, kernels.PIECE, kernels.PIECE + 1, 2 * kernels.PIECE + 33])
+@pytest.mark.parametrize("n_out", [kernels.COLUMNS - 1, kernels.COLUMNS, kernels.COLUMNS + 1, 2 * kernels.COLUMNS + 33])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_matrices_that_are_packed_in_pieces(storage, n_out, order):
     rng = np.random.default_rng(0)
@@ -269,10 +271,10 @@ def test_extreme_queries_stay_in_their_row(where, bad, kv):
         arrays[where][49, 3] = bad
     results = []
     with np.errstate(all="ignore"):
-        for cache in (native_cache.NativeCache(config, kv=kv), KVCache(config, kv=kv)):
+        for cache in (NativeCache(config, kv=kv), KVCache(config, kv=kv)):
             sequence = cache.new_sequence()
-            cache.reserve([sequence], [50])
-            results.append(cache.step(0, [sequence], [0], [50], **arrays, beta=1.5))
+            batch = cache.reserve([sequence], [50])
+            results.append(cache.step(0, batch, **arrays, beta=1.5))
     (got, dropped), (expected, expected_dropped) = results
     np.testing.assert_array_equal(dropped, expected_dropped)
     np.testing.assert_allclose(got[:49], expected[:49], **CACHE_ATTENTION)
@@ -288,10 +290,10 @@ def test_attention_logits_far_apart(n, size):
     config = Config(vocab_size=1, n_positions=64, n_embd=1, n_layer=1, n_head=1)
     k = np.linspace(-1, 1, n, dtype=F)[:, None] * F(size)
     v = np.arange(1, n + 1, dtype=F)[:, None]
-    cache = native_cache.NativeCache(config)
+    cache = NativeCache(config)
     sequence = cache.new_sequence()
-    cache.reserve([sequence], [n])
-    out, _ = cache.step(0, [sequence], [0], [n], np.ones((n, 1), F), k, v)
+    batch = cache.reserve([sequence], [n])
+    out, _ = cache.step(0, batch, np.ones((n, 1), F), k, v)
     for i in range(n):
         a = (k[: i + 1, 0] - k[: i + 1, 0].max()).astype(float)
         weights = np.exp(a)

@@ -5,20 +5,19 @@ import os
 
 import numpy as np
 import pytest
+from cache_tools import page_bytes
 from models import SMALL, moderate_model, random_model
 from test_mapped import WIDE, write_zeros
 from test_theorem import BACKENDS
 from thread_tools import SANITIZED, run_python
 from tolerances import THEOREM_LOGITS
 
-from dcp_ref import Engine
-from dcp_ref.runtime import native
-from dcp_ref.runtime.block import CacheFull, page_bytes
+from dcp_ref import Engine, native
+from dcp_ref.runtime.checks import CacheFull
 from dcp_ref.runtime.policies import dense, heavy_hitters, learned
 
 MODEL = moderate_model()
 TEXT = np.random.default_rng(1).integers(0, 300, 120)
-PAGE = page_bytes(MODEL.config, 32, "float32", learned)
 status = pytest.mark.skipif(SANITIZED or not os.path.exists("/proc/self/status"),
                             reason="needs /proc/self/status, and no sanitizer")
 MEGABYTES = """
@@ -64,6 +63,13 @@ np.testing.assert_array_equal(again, first)
     assert trimmed < 0.2 * owned and free == 0
 
 
+def unit(backend, policy):
+    """The bytes of a page; KVCache counts tokens, and 32 of them are as many."""
+    if backend == "native":
+        return page_bytes(MODEL.config, 32, "float32", policy)
+    return 32 * (8 + 4 * (2 * MODEL.config.n_embd + policy.rank(MODEL.config) + 1))
+
+
 def same(backend, got, expected):
     """C does not mind what is fed besides; NumPy's matrix products round in another order."""
     np.testing.assert_allclose(got, expected, **({"rtol": 0} if backend == "native" else THEOREM_LOGITS))
@@ -75,7 +81,7 @@ def test_a_bound_that_is_hit(backend, policy):
     """Every sequence is intact, and goes on after one is released, as in an engine without a bound."""
     options = {"backend": backend, "policy": policy}
     unbounded = Engine(MODEL, **options)
-    page = page_bytes(MODEL.config, 32, "float32", unbounded.policy)
+    page = unit(backend, unbounded.policy)
     engine = Engine(MODEL, **options, max_cache_bytes=2 * 4 * page)  # four pages in each of two layers
     handles = [[e.new_sequence() for _ in range(3)] for e in (engine, unbounded)]
     a, b, c = handles[0]
@@ -89,7 +95,7 @@ def test_a_bound_that_is_hit(backend, policy):
     for too_much in (lambda: engine.feed([c], [TEXT[:100]]), lambda: engine.feed([a, b], [TEXT[:80], TEXT[:90]])):
         with pytest.raises(CacheFull, match=f"its bound is {8 * page}: release a sequence"):
             too_much()
-    assert engine.stats() == before
+    assert engine.stats()[:4] == before[:4]
     assert [engine.live_positions(h, layer).tolist() for h in (a, b) for layer in range(2)] == live
     assert engine.live_positions(c, 0).tolist() == []
 
@@ -106,7 +112,8 @@ def test_a_bound_that_is_hit(backend, policy):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_fork_past_the_bound(backend):
-    engine = Engine(MODEL, backend, max_cache_bytes=9 * PAGE)
+    bound = 9 * unit(backend, learned)
+    engine = Engine(MODEL, backend, max_cache_bytes=bound)
     parent = engine.new_sequence()
     engine.feed([parent], [TEXT[:70]])
     before = engine.stats()
@@ -115,10 +122,10 @@ def test_a_fork_past_the_bound(backend):
         while True:
             forks.append(engine.fork(parent))
     full = engine.stats()
-    assert full.bytes_owned == (1 + len(forks)) * before.bytes_owned <= 9 * PAGE
+    assert full.bytes_owned == (1 + len(forks)) * before.bytes_owned <= bound
     with pytest.raises(CacheFull):
         engine.fork(parent)
-    assert engine.stats() == full
+    assert engine.stats()[:4] == full[:4]
     for fork in forks:
         engine.release(fork)
     assert engine.stats()[:3] == before[:3]

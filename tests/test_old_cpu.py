@@ -14,17 +14,16 @@ from thread_tools import DEADLINE, SANITIZED
 from tolerances import STORED
 
 import dcp_ref
-from dcp_ref import Engine
-from dcp_ref.runtime import native
-from dcp_ref.runtime.storage import STORAGES
+from dcp_ref import Engine, native
+from dcp_ref.runtime.precision import STORAGES
 
 CODE = """
 import sys
 import numpy as np
 from models import moderate_model
 from dcp_ref import Engine
-from dcp_ref.runtime import native
-from dcp_ref.runtime.storage import STORAGES
+from dcp_ref import native
+from dcp_ref.runtime.precision import STORAGES
 
 print(native.simd_level())
 rows = []

@@ -8,29 +8,27 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dcp_ref.runtime.native import available, ffi, lib
+from dcp_ref.native.extension import available, ffi, lib
 
 if not available():
     pytest.skip("the C extension is not built", allow_module_level=True)
 
-LIST_PAGES, PIECE_BYTES = 12, [n * mmap.PAGESIZE for n in (1, 2, 1)]
-PAGE_BYTES = sum(PIECE_BYTES)
+LIST_PAGES, AREA_BYTES = 12, [n * mmap.PAGESIZE for n in (1, 2, 1)]
+PAGE_BYTES = sum(AREA_BYTES)
 
 
-def new_pool(page_slots):
-    """A pool, and the cache without sequences that it is part of."""
-    cache = ffi.new("dcp_cache *", {"pool": {"page_slots": page_slots, "piece_bytes": PIECE_BYTES}})
-    return cache, ffi.addressof(cache, "pool")
+def new_pool(page_slots, most=10**6):
+    return ffi.new("dcp_pool *", {"page_slots": page_slots, "area_bytes": AREA_BYTES, "most": most})
 
 
 def addresses(page):
     """A page as what can be compared and put into a set."""
-    return tuple(int(ffi.cast("uintptr_t", piece)) for piece in page.piece)
+    return tuple(int(ffi.cast("uintptr_t", area)) for area in page.area)
 
 
 def contents(page):
-    """Buffers of its pieces."""
-    return [ffi.buffer(ffi.cast("char *", piece), size) for piece, size in zip(page, PIECE_BYTES, strict=True)]
+    """Buffers of its areas."""
+    return [ffi.buffer(ffi.cast("char *", area), size) for area, size in zip(page, AREA_BYTES, strict=True)]
 
 
 class Slots(RuleBasedStateMachine):
@@ -40,7 +38,7 @@ class Slots(RuleBasedStateMachine):
     def start(self, page_slots, chunk_pages):
         self.page_slots, self.chunk_pages = page_slots, chunk_pages
         self.live, self.owned, self.detached, self.memory = set(), [], [], []
-        self.cache, self.pool = new_pool(page_slots)
+        self.pool, self.lists = new_pool(page_slots), []
         self.bitmap, self.pages = ffi.new("uint32_t[]", LIST_PAGES), ffi.new("dcp_page[]", LIST_PAGES)
         self.slots = ffi.new("dcp_slots *", {"bitmap": self.bitmap, "page": self.pages})
 
@@ -93,14 +91,20 @@ class Slots(RuleBasedStateMachine):
 
     @rule()
     def add(self):
-        """Its pages are taken in the order of their addresses, piece by piece without a gap."""
+        """Its pages are taken in the order of their addresses, area by area without a gap."""
         free, spare, n = self.free(), self.spare(), self.chunk_pages
         memory = np.zeros((n + 1) * PAGE_BYTES, np.uint8)
         start = -memory.ctypes.data % mmap.PAGESIZE
         self.memory.append(memory)
+        room = self.pool.pages + self.pool.n_spare + n
+        if room > self.pool.room:
+            assert lib.dcp_pool_add(self.pool, ffi.from_buffer(memory[start:]), n) == lib.DCP_ENOROOM
+            self.lists.append(ffi.new("dcp_page[]", room + 3))
+            assert room == n or lib.dcp_pool_list(self.pool, self.lists[-1], room - n - 1) == lib.DCP_ENOROOM
+            assert lib.dcp_pool_list(self.pool, self.lists[-1], room + 3) == lib.DCP_OK
         assert lib.dcp_pool_add(self.pool, ffi.from_buffer(memory[start:]), n) == lib.DCP_OK
-        starts = np.cumsum([memory.ctypes.data + start, *(n * size for size in PIECE_BYTES[:-1])]).tolist()
-        new = [tuple(at + i * size for at, size in zip(starts, PIECE_BYTES, strict=True)) for i in range(n)]
+        starts = np.cumsum([memory.ctypes.data + start, *(n * size for size in AREA_BYTES[:-1])]).tolist()
+        new = [tuple(at + i * size for at, size in zip(starts, AREA_BYTES, strict=True)) for i in range(n)]
         assert self.spare() == new[::-1] + spare and self.free() == free
 
     @rule()
@@ -108,12 +112,12 @@ class Slots(RuleBasedStateMachine):
         """What was free is spare, and reads as zeros."""
         free = self.free()
         for page in free:
-            for piece in contents(page):
-                piece[:] = b"\xff" * len(piece)
+            for area in contents(page):
+                area[:] = b"\xff" * len(area)
         lib.dcp_pool_trim(self.pool)
         assert self.pool.n_free == 0
         assert set(free) <= set(self.spare())
-        assert all(piece[:] == bytes(len(piece)) for page in free for piece in contents(page))
+        assert all(area[:] == bytes(len(area)) for page in free for area in contents(page))
 
     @invariant()
     def equal(self):
@@ -126,11 +130,11 @@ class Slots(RuleBasedStateMachine):
 
     @invariant()
     def every_page_is_somewhere_once(self):
-        """And no two pieces of memory overlap."""
+        """And no two areas of memory overlap."""
         pool = self.pool
         pages = self.owned + self.detached + self.spare() + self.free()
         assert len(pages) == pool.pages + pool.n_spare == len(self.memory) * self.chunk_pages
-        ends = sorted((at, at + size) for page in pages for at, size in zip(page, PIECE_BYTES, strict=True))
+        ends = sorted((at, at + size) for page in pages for at, size in zip(page, AREA_BYTES, strict=True))
         assert all(end <= start for (_, end), (start, _) in pairwise(ends))
 
     def free(self):
@@ -144,13 +148,7 @@ class Slots(RuleBasedStateMachine):
             self.add()
 
     def give(self, page):
-        lib.dcp_page_free(self.pool, {"piece": [ffi.cast("unsigned char *", piece) for piece in page]})
-
-    def teardown(self):
-        if hasattr(self, "pool"):
-            for page in self.owned + self.detached:
-                self.give(page)
-            lib.dcp_cache_clear(self.cache)
+        lib.dcp_page_free(self.pool, {"area": [ffi.cast("unsigned char *", area) for area in page]})
 
 
 TestSlots = Slots.TestCase
@@ -161,13 +159,12 @@ def test_pages_for():
     assert lib.dcp_pages_for(2**64 - 1, 32) == 2**59
 
 
-def test_a_pool_that_the_system_refuses_a_longer_list():
-    """Nothing is lost by it, and smaller wishes go on."""
-    cache, pool = new_pool(1)
-    memory = np.zeros(3 * PAGE_BYTES, np.uint8)
-    start = ffi.from_buffer(memory[-memory.ctypes.data % mmap.PAGESIZE :])
-    assert lib.dcp_pool_add(pool, start, 1) == lib.dcp_pool_grow(pool, 1) == lib.DCP_OK
-    assert lib.dcp_pool_add(pool, start, 2**58) == lib.DCP_ENOMEM
-    assert (pool.pages, pool.n_free, pool.n_spare) == (1, 1, 0)
-    assert lib.dcp_pool_add(pool, start + PAGE_BYTES, 1) == lib.dcp_pool_grow(pool, 2) == lib.DCP_OK
-    lib.dcp_cache_clear(cache)
+def test_a_pool_grows_to_its_bound_and_no_further():
+    pool, memory, idle = new_pool(1, most=2), np.zeros(4 * PAGE_BYTES, np.uint8), ffi.new("dcp_page[]", 3)
+    assert lib.dcp_pool_list(pool, idle, 3) == lib.DCP_OK
+    assert lib.dcp_pool_add(pool, ffi.from_buffer(memory[-memory.ctypes.data % mmap.PAGESIZE :]), 3) == lib.DCP_OK
+    assert lib.dcp_pool_grow(pool, 3) == lib.DCP_ENOROOM and pool.n_free == 0
+    assert lib.dcp_pool_grow(pool, 2) == lib.DCP_OK
+    lib.dcp_page_take(pool)
+    assert lib.dcp_pool_grow(pool, 1) == lib.DCP_OK and lib.dcp_pool_grow(pool, 2) == lib.DCP_ENOROOM
+    assert (pool.pages, pool.n_free, pool.n_spare) == (2, 1, 1)

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from dcp_ref.runtime.storage import STORAGES, Room, check_storage, dequantized, quantized, stored
+from dcp_ref.native.memory import Memory
+from dcp_ref.runtime.precision import STORAGES, check_storage, dequantized, quantized, stored
 
 F = np.float32
 SMALLEST = 2.0**-149
@@ -139,9 +140,9 @@ def test_storages_have_names():
 
 
 @given(st.lists(st.tuples(arrays.array_shapes(max_side=9), st.sampled_from(STORAGES)), max_size=12))
-def test_arrays_in_a_room_have_memory_of_their_own(wanted):
-    room = Room(1024)
-    made = [room.array(shape, dtype) for shape, dtype in wanted]
+def test_arrays_in_a_memory_have_memory_of_their_own(wanted):
+    memory = Memory(1024)
+    made = [memory.array(shape, dtype) for shape, dtype in wanted]
     for i, array in enumerate(made):
         array[...] = i
     for i, (array, (shape, dtype)) in enumerate(zip(made, wanted, strict=True)):
@@ -149,8 +150,8 @@ def test_arrays_in_a_room_have_memory_of_their_own(wanted):
         np.testing.assert_array_equal(array, i)
 
 
-def test_arrays_in_a_room_stand_side_by_side():
-    room = Room(4096)
-    first, second, large, third = (room.array((n,), "int8") for n in (100, 3800, 5000, 64))
+def test_arrays_in_a_memory_stand_side_by_side():
+    memory = Memory(4096)
+    first, second, large, third = (memory.array((n,), "int8") for n in (100, 3800, 5000, 64))
     assert second.ctypes.data - first.ctypes.data == 128
     assert large.base is not second.base and third.base is not second.base

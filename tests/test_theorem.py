@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from models import random_model, random_models
 from tolerances import SCORE_MARGIN, THEOREM_LOGITS
 
-from dcp_ref import Config, Engine, Model, block, forward, generate
-from dcp_ref.runtime import native
+from dcp_ref import Config, Engine, Model, block, forward, generate, native
 
 THRESHOLDS = [0.0, 0.0, -1.0, 0.1, 1, np.float32(2), math.inf, -math.inf]
 BACKENDS = ["numpy", "native"] if native.available() else ["numpy"]
@@ -61,23 +60,22 @@ def dense(m: Model, ids, threshold=0.0):  # [T] -> logits [T, V], live [L, T, T]
 
 
 class Watched:
-    """An engine's cache, and who left it when: (layer, sequence) -> {position: the row that dropped it}.
-
-    Not in steps that are made again without the cache's `step`.
-    """
+    """An engine's decoder, and who left its cache when: (layer, sequence) -> {position: the row that dropped it}."""
 
     def __init__(self, engine):
-        self.step, self.left = engine._cache.step, defaultdict(dict)
-        engine._cache.step = self
+        self.engine, self.feed, self.left = engine, engine._decoder.feed, defaultdict(dict)
+        engine._decoder.feed = self
 
-    def __call__(self, layer, sequences, starts, counts, *args, **kwargs):
-        out, dropped = self.step(layer, sequences, starts, counts, *args, **kwargs)
-        rows = [(s, start + t) for s, start, n in zip(sequences, starts, counts, strict=True) for t in range(n)]
-        for row, position in dropped.tolist():
-            sequence, i = rows[row]
-            assert position not in self.left[layer, sequence], "dropped twice"
-            self.left[layer, sequence][position] = i
-        return out, dropped
+    def __call__(self, handles, counts, *args):
+        starts = [self.engine._cache.length(handle) for handle in handles]
+        rows = [(s, start + t) for s, start, n in zip(handles, starts, counts, strict=True) for t in range(n)]
+        drops = []
+        self.feed(handles, counts, *args, drops)
+        for layer, dropped in enumerate(drops):
+            for row, position in dropped.tolist():
+                sequence, i = rows[row]
+                assert position not in self.left[layer, sequence], "dropped twice"
+                self.left[layer, sequence][position] = i
 
     def live(self, layer, sequence, T):  # [T, T]: is j live after token i
         left = [self.left[layer, sequence].get(j, T) for j in range(T)]
@@ -94,9 +92,8 @@ def test_a_model_that_fails_is_shown_by_what_makes_it_again(m):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @settings(max_examples=200)
-@given(random_models(), schedules(16), st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from(THRESHOLDS),
-       st.booleans())
-def test_decoding_is_the_dense_forward(backend, m, schedule, seed, last, threshold, again):
+@given(random_models(), schedules(16), st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from(THRESHOLDS))
+def test_decoding_is_the_dense_forward(backend, m, schedule, seed, last, threshold):
     lengths, calls = schedule
     threshold = threshold if m.config.int_n_embd else 0.0
     rng = np.random.default_rng(seed)
@@ -108,8 +105,6 @@ def test_decoding_is_the_dense_forward(backend, m, schedule, seed, last, thresho
     fed = [0] * len(texts)
     for call in calls:
         tokens = [texts[b][fed[b] : fed[b] + n].tolist() for b, n in call]
-        if not again:
-            engine._decoder._step = None
         results = engine.feed([handles[b] for b, _ in call], tokens, logits="last" if last else "all")
         for (b, n), got in zip(call, results, strict=True):
             logits, live = expected[b]
@@ -121,7 +116,7 @@ def test_decoding_is_the_dense_forward(backend, m, schedule, seed, last, thresho
                 assert now.dtype == np.int64
                 np.testing.assert_array_equal(now, np.flatnonzero(live[layer, fed[b] - 1]))
     for b, handle in enumerate(handles):
-        for layer in range(0 if again else m.config.n_layer):
+        for layer in range(m.config.n_layer):
             np.testing.assert_array_equal(watched.live(layer, handle, lengths[b]), expected[b][1][layer])
     assert engine.stats().live_tokens == sum(live[:, -1].sum() for _, live in expected)
 

@@ -11,8 +11,7 @@ import pytest
 from models import moderate_model
 from thread_tools import DEADLINE, omp_threads, run_python
 
-from dcp_ref import Engine
-from dcp_ref.runtime import native
+from dcp_ref import Engine, native
 
 if not native.available():
     pytest.skip("the C extension is not built", allow_module_level=True)
@@ -26,7 +25,7 @@ import os, signal, sys, threading
 import numpy as np, numpy.testing  # now: a child waits for ever for an import that another thread was in
 from models import moderate_model
 from dcp_ref import Engine
-from dcp_ref.runtime import native
+from dcp_ref import native
 
 MODEL, TEXT = moderate_model(), np.random.default_rng(1).integers(0, 300, 120)
 
@@ -202,7 +201,7 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 
 
 @linux
-@pytest.mark.parametrize("inside", ["engine._decoder.kernels.activation", "engine._cache.step"])
+@pytest.mark.parametrize("inside", ["engine._cache.batch", "engine._cache._pages.make_free"])
 def test_a_child_forked_in_the_middle_of_a_feed(inside):
     """Another thread of the parent is inside, and never leaves in the child: that engine says so, a new one works."""
     owner, name = inside.rsplit(".", 1)
@@ -245,11 +244,13 @@ same(results[0], expected)
 def test_children_forked_while_pages_are_taken():
     """A lock that is held when the process is forked is held for ever in the child."""
     code = """
-ffi, lib = native.ffi, native.lib
+from dcp_ref.native.extension import ffi, lib
 expected, stop, done = fed(Engine(MODEL, "native")), threading.Event(), []
 
 def take():
-    pool, memory = ffi.new("dcp_pool *", {"page_slots": 1, "piece_bytes": 3 * [4096]}), bytearray(3 * 4096)
+    pool, memory = ffi.new("dcp_pool *", {"page_slots": 1, "area_bytes": 3 * [4096], "most": 1}), bytearray(3 * 4096)
+    idle = ffi.new("dcp_page[]", 1)
+    lib.dcp_pool_list(pool, idle, 1)
     lib.dcp_pool_add(pool, ffi.from_buffer(memory), 1)
     bitmap, pages = ffi.new("uint32_t[1]"), ffi.new("dcp_page[1]")
     slots = ffi.new("dcp_slots *", {"bitmap": bitmap, "page": pages})
@@ -283,7 +284,7 @@ expected, stop = fed(engine), threading.Event()
 def feeds(engine):
     while not stop.is_set():
         same(fed(engine), expected)
-        engine.release(engine._cache._sequences._next - 1)
+        engine.release(max(engine._cache._sequences._sequences))
 
 def work():
     for old in (engine, other):

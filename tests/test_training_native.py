@@ -11,14 +11,14 @@ from thread_tools import omp_threads
 from tolerances import KERNEL, LOG_MASK, TRAINING_KERNELS
 
 from dcp_ref import interaction, layers, loss_and_grads, weights
+from dcp_ref import native as runtime_native
 from dcp_ref.block import NUMPY
 from dcp_ref.config import Config
-from dcp_ref.runtime import native as runtime_native
 
 if not runtime_native.available():
     pytest.skip("the C extension is not built", allow_module_level=True)
 
-from dcp_ref.training import native
+from dcp_ref.native import training as native
 
 C = native.kernels(threads=1)
 SEEDS, THREADS = st.integers(0, 2**32 - 1), st.integers(0, 4)

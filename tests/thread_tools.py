@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import dcp_ref
-from dcp_ref.runtime import native
+from dcp_ref import native
 
 SANITIZED = "san.so" in os.environ.get("LD_PRELOAD", "")  # memory is then counted with all that a sanitizer holds
 DEADLINE = 120  # seconds: a child that hangs is a failure, and a sanitizer makes it slow

@@ -1,20 +1,19 @@
 """Decoding with a pruned cache: sequences, tokens in, logits out."""
 
+import math
 import operator
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from dcp_ref.interaction import check_threshold
-from dcp_ref.runtime import kernels, native, native_cache, native_kernels
-from dcp_ref.runtime.block import Stats
-from dcp_ref.runtime.cache import KVCache
+from dcp_ref.runtime import kernels
+from dcp_ref.runtime.cache import KVCache, Stats
 from dcp_ref.runtime.decoder import Decoder
 from dcp_ref.runtime.policies import Policy, for_model
-from dcp_ref.runtime.storage import check_storage
-from dcp_ref.runtime.turns import Turns
+from dcp_ref.runtime.precision import check_storage
 from dcp_ref.weights import Model
 
 BACKENDS = ("native", "numpy")
@@ -28,9 +27,10 @@ class Engine:
     logits and the live positions are those of the dense forward with that policy at alpha = inf.
     `threshold`: the learned rule drops a token unless its score is above it. A lower one keeps more, a higher one less;
     0 is what a model is trained for.
-    `weights` and `kv` are how matrices, and keys and values, are stored: "float32", "float16" or "int8" (storage.py).
-    `threads`: at most so many, and no more than OpenMP gives (OMP_NUM_THREADS, threadpoolctl); None is all of those.
-    `max_cache_bytes` bounds the pages of the cache, owned and free.
+    `weights` and `kv` are how matrices, and keys and values, are stored: "float32", "float16" or "int8" (precision.py).
+    `threads`: the most that are used, and no more than OpenMP gives (OMP_NUM_THREADS, threadpoolctl); None is all.
+    `max_cache_bytes` bounds the bytes of the cache: with the native backend its pages, owned and free.
+    Threads may share an engine: they wait for each other. A call that fails, or is interrupted, has done all or nothing.
     Raises TypeError or ValueError naming the argument, RuntimeError for a "native" that is not built.
     """
 
@@ -40,53 +40,44 @@ class Engine:
         self.backend, self.config, self.weights = _backend(backend), model.config, check_storage("weights", weights)
         self.policy = for_model(model.config, policy)
         self.threshold = check_threshold(threshold, self.policy.learned)
-        self._threads = 0 if threads is None else operator.index(threads)
-        if threads is not None and not 1 <= threads < 2**31:
-            raise ValueError(f"threads must be a positive integer or None, not {threads}")
-        if max_cache_bytes is not None and operator.index(max_cache_bytes) < 1:
-            raise ValueError(f"max_cache_bytes must be positive or None, not {max_cache_bytes}")
+        for name, value, end in (("threads", threads, 2**31), ("max_cache_bytes", max_cache_bytes, math.inf)):
+            if value is not None and (isinstance(value, bool) or not 1 <= operator.index(value) < end):
+                raise ValueError(f"{name} must be a positive integer or None, not {value}")
         options: dict[str, Any] = {"max_bytes": max_cache_bytes, "kv": kv, "policy": self.policy,
                                    "threshold": self.threshold}
-        self._cache: KVCache | native_cache.NativeCache
+        self._cache: Any
+        self._decoder: Any
         if self.backend == "native":
-            self._cache = native_cache.NativeCache(self.config, threads=self._threads, **options)
+            from dcp_ref.native.cache import NativeCache
+            from dcp_ref.native.decoder import NativeDecoder
+
+            self._cache = NativeCache(self.config, threads=threads or 0, **options)
+            self._decoder = NativeDecoder(model, self._cache, weights)
         else:
             self._cache = KVCache(self.config, **options)
-        sort = native_kernels if self.backend == "native" else kernels
-        self._decoder = Decoder(model, sort, self._cache, self.weights, self._threads)
-        self._feeding = Turns("engine")  # one feed at a time: its steps use what it reserved
-        self._length: dict[int, int | None] = {}  # tokens seen; None while a feed is under way
+            self._decoder = Decoder(model, kernels, self._cache, weights)
 
     def new_sequence(self) -> int:
         """A handle of a new, empty sequence."""
-        sequence = self._cache.new_sequence()
-        self._length[sequence] = 0
-        return sequence
+        return self._cache.new_sequence()
 
     def fork(self, sequence: int) -> int:
         """A handle of a new sequence with the same tokens, to be continued another way; the parent never changes.
 
         Raises ValueError when it is unknown, CacheFull past max_cache_bytes, MemoryError; nothing has changed then.
         """
-        with self._feeding:
-            length = self._start(sequence)
-            child = self._cache.fork(sequence)
-            self._length[child] = length
-            return child
+        return self._cache.fork(sequence)
 
     def trim(self) -> None:
-        """Give pages of the cache that are free back to the operating system."""
-        with self._feeding:  # or it would take what a feed has reserved
-            self._cache.trim()
+        """Give what no sequence needs back to the operating system: free pages, and working memory."""
+        self._cache.trim()
 
     def release(self, sequence: int) -> None:
         """Forget a sequence and free its slots. Raises ValueError when it is unknown or was released."""
-        with self._feeding:
-            self._cache.release(sequence)
-            del self._length[sequence]
+        self._cache.release(sequence)
 
     def feed(
-        self, sequences: Sequence[int], token_lists: Sequence[Sequence[int]], logits: str = "last"
+        self, sequences: Iterable[int], token_lists: Iterable[Iterable[int]], logits: str = "last"
     ) -> list[np.ndarray]:
         """Append token_lists[b] to sequences[b]; any number of tokens each. Returns float32 logits, a fresh array each.
 
@@ -97,21 +88,15 @@ class Engine:
         """
         if logits not in ("last", "all"):
             raise ValueError(f'logits must be "last" or "all", not {logits!r}')
-        with self._feeding:
-            return self._feed(list(sequences), token_lists, logits)
-
-    def _feed(self, sequences, token_lists, logits):
-        starts = [self._start(sequence) for sequence in sequences]
-        ids = self._checked(sequences, token_lists, starts)
-        counts = [len(row) for row in ids]
-        self._cache.reserve(sequences, counts)
-        self._length.update(dict.fromkeys(sequences))
+        sequences, rows = list(sequences), [np.asarray(row) for row in token_lists]  # before anything is looked up
+        ids = self._checked(sequences, rows)
+        counts = [row.size for row in rows]
         ends = np.cumsum(counts)
         wanted = ends - 1 if logits == "last" else np.arange(ends[-1])
-        ids = np.concatenate(ids, dtype=np.int64, casting="unsafe")  # checked: uint64 too
-        result = self._decoder.logits(sequences, starts, counts, ids, wanted)
-        self._length.update(zip(sequences, map(operator.add, starts, counts), strict=True))
-        return list(result) if logits == "last" else np.split(result, ends[:-1])
+        out = self._decoder.room(len(wanted))
+        result = list(out) if logits == "last" else np.split(out, ends[:-1])  # now, as nothing may fail afterwards
+        self._decoder.feed(sequences, counts, ids, wanted, out)
+        return result
 
     def live_positions(self, sequence: int, layer: int) -> np.ndarray:  # -> int64 [N]
         """Positions of the tokens that this layer still holds, ascending, the last one fed included.
@@ -120,7 +105,7 @@ class Engine:
         """
         return self._cache.live_positions(sequence, layer)
 
-    def live_counts(self, sequences: Sequence[int]) -> np.ndarray:  # B of them -> int64 [L, B]
+    def live_counts(self, sequences: Iterable[int]) -> np.ndarray:  # B of them -> int64 [L, B]
         """How many tokens each layer holds of each sequence: the lengths of live_positions.
 
         Raises ValueError when a sequence is unknown or was released.
@@ -131,36 +116,23 @@ class Engine:
         """Live tokens, slots and bytes owned, and bytes reserved, over all layers and sequences."""
         return self._cache.stats()
 
-    def _start(self, sequence: int) -> int:
-        if not isinstance(sequence, (int, np.integer)) or sequence not in self._length:
-            raise ValueError(f"sequence {sequence!r} is unknown or was released")
-        start = self._length[sequence]
-        if start is None:
-            raise ValueError(f"sequence {sequence} was interrupted in the middle of a feed: release it")
-        return start
-
-    def _checked(self, sequences: list, token_lists: Iterable, starts: list) -> list[np.ndarray]:
-        rows = [np.asarray(row) for row in token_lists]
+    def _checked(self, sequences: list[int], rows: list[np.ndarray]) -> np.ndarray:  # -> int64 [N]
+        """All token ids, one sequence after the other, in an array that nobody else has. Raises ValueError."""
         if not sequences or len(rows) != len(sequences):
             raise ValueError(f"{len(sequences)} sequences and {len(rows)} token lists: one of each is needed")
-        if len(set(sequences)) < len(sequences):
-            repeated = next(s for s in sequences if sequences.count(s) > 1)
-            raise ValueError(f"sequence {repeated} is given twice")
-        for sequence, row, start in zip(sequences, rows, starts, strict=True):
+        for sequence, row in zip(sequences, rows, strict=True):
             if row.ndim != 1 or not row.size or row.dtype.kind not in "iu":
                 raise ValueError(f"sequence {sequence}: give a list of at least one integer token id")
-            if row.min() < 0 or row.max() >= self.config.vocab_size:
-                bad = row[(row < 0) | (row >= self.config.vocab_size)][0]
-                raise ValueError(f"sequence {sequence}: token id {bad} is not in [0, {self.config.vocab_size})")
-            if start + row.size > self.config.n_positions:
-                raise ValueError(
-                    f"sequence {sequence}: position {start + row.size - 1} is not below n_positions "
-                    f"({self.config.n_positions})"
-                )
-        return rows
+        V, ids = self.config.vocab_size, np.concatenate(rows, dtype=np.int64, casting="unsafe")
+        if ids.min() < 0 or ids.max() >= V:  # uint64 beyond int64 is negative here
+            sequence, bad = next((s, i) for s, row in zip(sequences, rows, strict=True) for i in row if not 0 <= i < V)
+            raise ValueError(f"sequence {sequence}: token id {bad} is not in [0, {V})")
+        return ids
 
 
 def _backend(backend: str | None) -> str:
+    from dcp_ref import native
+
     if backend is None:
         backend = "native" if native.available() else "numpy"
         if backend == "numpy":

@@ -1,8 +1,8 @@
-"""The kernels of a decode step in NumPy: what those of the same names in native_kernels.py must equal.
+"""The kernels of a decode step in NumPy: what those of the same names in native/kernels.py must equal.
 
-Rows [N, ...] are tokens of any sequences. Weights are packed once: in fewer bits if wanted, as storage.py says.
-`threads` and `room` are for C alone: NumPy's matrix products have threads of their own. `out` is where the result goes,
-as in NumPy.
+Rows [N, ...] are tokens of any sequences. Weights are packed once: in fewer bits if wanted, as precision.py says.
+`threads` and `memory` are for C alone: NumPy's matrix products have threads of their own. `out` is where the result
+goes, as in NumPy.
 """
 
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dcp_ref import layers
-from dcp_ref.runtime.storage import dequantized, quantized
+from dcp_ref.runtime.precision import dequantized, quantized
 
-PIECE = 1024  # columns that are packed at once: no tensor is there twice
+COLUMNS = 1024  # that are packed at once: no tensor is there twice
 
 
 class Matrix(NamedTuple):
@@ -23,19 +23,28 @@ class Matrix(NamedTuple):
     bias: np.ndarray | float
 
 
-def pieces(w: np.ndarray, storage: str) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:  # w [in, out]
-    """(first column, those columns as stored, their scales or None), one piece after the other."""
-    for first in range(0, w.shape[1], PIECE):
-        yield first, *quantized(w[:, first : first + PIECE], storage)
+def stored_columns(w: np.ndarray, storage: str) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:  # w [in, out]
+    """(first column, the next columns as stored, their scales or None), until there are no more."""
+    for first in range(0, w.shape[1], COLUMNS):
+        yield first, *quantized(w[:, first : first + COLUMNS], storage)
 
 
 def pack(w: np.ndarray, bias: np.ndarray | None = None, storage: str = "float32",
-         room: Any = None) -> Matrix:  # [in, out], [out]
+         memory: Any = None) -> Matrix:  # [in, out], [out]
     """Weights for `linear`, or for `embedding` as [C, V]. Raises ValueError when float16 cannot hold them."""
     read_back = np.empty(w.shape, np.float32)
-    for first, columns, scale in pieces(w, storage):
+    for first, columns, scale in stored_columns(w, storage):
         read_back[:, first : first + columns.shape[1]] = dequantized(columns, scale)
     return Matrix(read_back, 0.0 if bias is None else np.array(bias, np.float32))
+
+
+def shared_memory() -> None:
+    """What C packs the matrices of a model into; here each has its own."""
+
+
+def rows(n: int, width: int) -> np.ndarray:  # [n, width]
+    """An array for n rows of a result."""
+    return np.empty((n, width), np.float32)
 
 
 def linear(x, w: Matrix, add=None, threads=0, out=None):  # [N, in], [N, out] -> [N, out]

@@ -6,7 +6,8 @@ import numpy as np
 
 from dcp_ref.config import Config
 from dcp_ref.model import Forward, forward, loss_and_grads
-from dcp_ref.training import data, native, schedules
+from dcp_ref.native import training as native
+from dcp_ref.training import data, schedules
 from dcp_ref.training.blas import Pool, side_by_side
 from dcp_ref.training.checkpoint import State, TrainingError
 from dcp_ref.training.optimizer import Params, adamw, clip, global_norm

@@ -1,10 +1,10 @@
-"""The extension, where it is built, and rows as it wants them. native_kernels.py and native_cache.py call it."""
+"""The compiled extension, where it is built, and arrays as C wants them."""
 
 from typing import Any
 
 import numpy as np
 
-from dcp_ref.runtime.storage import STORAGES
+from dcp_ref.runtime.precision import STORAGES
 
 ffi: Any
 lib: Any
@@ -33,7 +33,7 @@ def threads(most: int = 0) -> int:
 
 
 def rows(n: int, width: int, out: np.ndarray | None = None) -> np.ndarray:  # [n, width]
-    """Room for n rows, as far apart as C wants them: `out`, or fresh. Raises ValueError when `out` is not such rows."""
+    """An [n, width] array with C's row stride: `out` if given, else a new one. Raises ValueError when `out` lacks it."""
     stride = width if n < 2 else lib.dcp_stride(width)
     if out is None:
         return np.empty((n, stride), FLOAT)[:, :width]

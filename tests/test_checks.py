@@ -17,8 +17,7 @@ def arguments(**changes):
     """A step of three tokens: two of sequence 0, one of sequence 1."""
     arrays = {name: np.ones(shape, np.float32) for name, shape in SHAPE.items()}
     inherited = np.array([[0, 5], [2, 0]], np.int32)
-    return {"layer": 0, "sequences": [0, 1], "starts": [0, 0], "counts": [2, 1], **arrays, "beta": 1.0,
-            "inherited": inherited, **changes}
+    return {"layer": 0, **arrays, "beta": 1.0, "inherited": inherited, **changes}
 
 
 def two_sequences(make, **options):
@@ -38,14 +37,6 @@ WRONG = [
       for name in SHAPE for shape in ((4, 4), (3, 5), (12,), (3, 4, 1), ())],
     ("layer", 2, ValueError, "layer must be"), ("layer", -1, ValueError, "layer must be"),
     ("layer", 0.0, TypeError, "integer"), ("layer", 2**70, ValueError, "layer must be"),
-    ("sequences", [0, 2], ValueError, "sequence 2 is unknown"), ("sequences", [1, 1], ValueError, "sequence 1 appears"),
-    ("sequences", [0], ValueError, "must be"), ("sequences", [0, -1], ValueError, "sequence -1"),
-    ("sequences", 0, TypeError, "iterable"), ("sequences", [0, [1]], ValueError, "is unknown or was released"),
-    ("starts", [1, 0], ValueError, "starts must be"), ("starts", [0, -1], ValueError, "starts must be"),
-    ("starts", [0], ValueError, "starts must be"), ("starts", [0, 0.5], TypeError, "integer"),
-    ("counts", [2, -1], ValueError, "counts must be"), ("counts", [2, 1, 0], ValueError, "counts must be"),
-    ("counts", [3, 0.0], TypeError, "integer"), ("counts", [10, 1], ValueError, "n_positions = 9"),
-    ("counts", [2**70, 1], ValueError, "n_positions = 9"), ("counts", [2, 2], ValueError, "shape"),
     ("beta", None, TypeError, "float"), ("beta", "x", ValueError, "float"),
     ("inherited", zeros(1, 2), TypeError, "inherited must be an int32"),
     ("inherited", [[0, 1]], TypeError, "inherited must be an int32"),
@@ -61,31 +52,24 @@ WRONG = [
 @pytest.mark.parametrize(("name", "wrong", "error", "message"), WRONG)
 def test_a_wrong_argument_is_named_and_changes_nothing(make, name, wrong, error, message):
     cache = two_sequences(make)
-    cache.reserve([0, 1], [2, 1])
+    batch = cache.reserve([0, 1], [2, 1])
     before = cache.stats()
     with pytest.raises(error, match=message):
-        cache.step(**arguments(**{name: wrong}))
+        cache.step(batch=batch, **arguments(**{name: wrong}))
     assert cache.stats() == before
-    out, dropped = cache.step(**arguments())
+    out, dropped = cache.step(batch=batch, **arguments())
     assert out.shape == (3, 4) and dropped.dtype == np.int32 and dropped.shape == (0, 2)
 
 
 @each_cache
-@pytest.mark.parametrize("changes", [{"starts": [0, 0.0]}, {"starts": [False, 0]}, {"counts": [2, True]},
-                                     {"counts": [2.0, 1]}, {"sequences": [0, True]}, {"sequences": [0.0, 1]}])
-def test_numbers_that_equal_the_right_ones_are_refused_or_taken_for_them(make, changes):
-    """Whichever: integers that the cache made itself are what is counted with."""
-    cache, plain = two_sequences(make), two_sequences(make)
-    for each in (cache, plain):
-        each.reserve([0, 1], [2, 1])
-    expected, _ = plain.step(**arguments())
-    try:
-        out, _ = cache.step(**arguments(**changes))
-    except (TypeError, ValueError):
-        assert cache.stats().live_tokens == 0
-        out, _ = cache.step(**arguments())
-    np.testing.assert_array_equal(out, expected)
-    assert cache.stats() == plain.stats()
+def test_numbers_of_other_kinds_that_are_integers(make):
+    cache = two_sequences(make)
+    batch = cache.reserve(np.array([0, 1]), np.array([2, 1], np.uint8))
+    cache.step(batch=batch, **arguments(layer=np.int64(0)))
+    assert cache.live_counts(np.array([0, 1]))[0].tolist() == [2, 1]
+    for handles in ([True], [0.0], ["0"], [[0]], [None]):
+        with pytest.raises(ValueError, match="is unknown or was released"):
+            cache.reserve(handles, [1])
 
 
 @each_cache
@@ -94,29 +78,33 @@ def test_views_of_wider_arrays_are_taken(make):
     outs = []
     for convert in (lambda x: x, np.ascontiguousarray, np.asfortranarray):
         cache = two_sequences(make)
-        cache.reserve([0, 1], [2, 1])
-        outs.append(cache.step(**arguments(q=convert(q), k=convert(k), v=convert(v)))[0])
+        batch = cache.reserve([0, 1], [2, 1])
+        outs.append(cache.step(batch=batch, **arguments(q=convert(q), k=convert(k), v=convert(v)))[0])
     np.testing.assert_array_equal(outs[0], outs[1])
     np.testing.assert_array_equal(outs[0], outs[2])
 
 
 @each_cache
-def test_a_step_needs_its_reserve(make):
+@pytest.mark.parametrize("meanwhile", ["feed", "release"])
+def test_a_batch_that_is_no_longer_valid_says_so(make, meanwhile):
     cache = make(dataclasses.replace(CONFIG, n_layer=1), page_slots=2)
     sequences = [cache.new_sequence(), cache.new_sequence()]
-    cache.reserve(sequences[:1], [2])
+    old = cache.reserve(sequences, [2, 1])
+    if meanwhile == "feed":
+        cache.step(batch=cache.reserve(sequences, [2, 1]), **arguments(inherited=None))
+    else:
+        cache.release(sequences[1])
     before = cache.stats()
-    with pytest.raises(RuntimeError, match="reserve"):
-        cache.step(**arguments())
+    with pytest.raises(RuntimeError, match="the batch is no longer valid"):
+        cache.step(batch=old, **arguments(inherited=None))
     assert cache.stats() == before
-    cache.reserve(sequences, [2, 1])
-    cache.step(**arguments())
 
 
 @each_cache
 @pytest.mark.parametrize(("sequences", "counts", "message"), [
     ([0, 2], [1, 1], "sequence 2 is unknown"), ([0, 0], [1, 1], "sequence 0 appears twice"),
-    ([0], [10], "n_positions = 9"), ([0], [-1], "counts"), ([0], [1, 1], "counts"), ([0], [2**80], "n_positions")])
+    ([0], [10], r"position 9 is not below n_positions \(9\)"), ([0], [-1], "counts"), ([0], [1, 1], "counts"),
+    ([0], [2**80], "n_positions")])
 def test_reserve_refuses(make, sequences, counts, message):
     cache = two_sequences(make)
     with pytest.raises(ValueError, match=message):
@@ -144,11 +132,11 @@ def test_handles(make):
 def test_a_plain_model_has_no_interaction_rows(make):
     cache = make(Config(vocab_size=1, n_positions=9, n_embd=4, n_layer=1, n_head=2))
     sequence = cache.new_sequence()
-    cache.reserve([sequence], [3])
+    batch = cache.reserve([sequence], [3])
     rows = {"q": zeros(3, 4), "k": zeros(3, 4), "v": zeros(3, 4)}
     with pytest.raises(ValueError, match="q_int and k_int must be None"):
-        cache.step(0, [sequence], [0], [3], **rows, q_int=zeros(3, 4), k_int=zeros(3, 4))
-    _, dropped = cache.step(0, [sequence], [0], [3], **rows, beta=-1.0)
+        cache.step(0, batch, **rows, q_int=zeros(3, 4), k_int=zeros(3, 4))
+    _, dropped = cache.step(0, batch, **rows, beta=-1.0)
     assert dropped.tolist() == [] and cache.live_positions(sequence, 0).tolist() == [0, 1, 2]
 
 

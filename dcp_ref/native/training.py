@@ -10,7 +10,7 @@ import numpy as np
 
 from dcp_ref import interaction, layers
 from dcp_ref.block import NUMPY, Kernels
-from dcp_ref.runtime.native import available, ffi, lib
+from dcp_ref.native.extension import available, ffi, lib
 
 
 def kernels(threads: int) -> Kernels:

@@ -1,18 +1,18 @@
 """The kernels of a decode step in C (csrc/linear.c, csrc/layers.c): same names, arguments and results as kernels.py.
 
 Arrays must be float32, contiguous and of the right shape, or ValueError names the one that is not: C checks nothing.
-Rows of a multiple of 4096 bytes C wants a little further apart (csrc/dcp.h, dcp_stride). Results and `out` are such
-rows; other arrays of that width are copied.
+If a row's size is a multiple of 4096 bytes, C expects 64 bytes of padding after it (dcp_stride). Results and `out` have
+it; inputs without it are copied.
 """
 
 from typing import Any
 
 import numpy as np
 
-from dcp_ref.runtime.kernels import pieces
-from dcp_ref.runtime.native import FLOAT, STORAGE, ffi, lib, pointer, rows
-from dcp_ref.runtime.recording import call
-from dcp_ref.runtime.storage import Room, check_storage
+from dcp_ref.native.extension import FLOAT, STORAGE, ffi, lib, pointer, rows
+from dcp_ref.native.memory import Memory
+from dcp_ref.runtime.kernels import stored_columns
+from dcp_ref.runtime.precision import check_storage
 
 LANES = 32  # columns of a panel: DCP_LANES
 KINDS = {"gelu_new": 0, "gelu": 1, "relu": 2}
@@ -21,7 +21,7 @@ KINDS = {"gelu_new": 0, "gelu": 1, "relu": 2}
 class Matrix:
     """W [in, out] in panels of 32 columns, as stored (csrc/dcp.h); `c` is the dcp_matrix."""
 
-    def __init__(self, w: np.ndarray, bias: np.ndarray | None, storage: str, room: Room) -> None:
+    def __init__(self, w: np.ndarray, bias: np.ndarray | None, storage: str, memory: Memory) -> None:
         if w.ndim != 2 or not w.size:
             raise ValueError(f"w must be a matrix [in, out], not {w.shape}")
         self.n_in, self.n_out = w.shape
@@ -29,10 +29,10 @@ class Matrix:
             raise ValueError(f"bias must have shape {(self.n_out,)}, not {bias.shape}")
         check_storage("storage", storage)
         n_panels, rows = -(-self.n_out // LANES), 4 // np.dtype(storage).itemsize  # rows that share one of words
-        self.panels = room.array((n_panels, -(-self.n_in // rows), LANES, rows), storage)
+        self.panels = memory.array((n_panels, -(-self.n_in // rows), LANES, rows), storage)
         self.scale = np.empty(self.n_out, np.float32) if storage == "int8" else None
         self.bias = None if bias is None else np.array(bias, np.float32)
-        for first, stored, scale in pieces(w, storage):
+        for first, stored, scale in stored_columns(w, storage):
             end = first + stored.shape[1]
             whole = self.n_in % rows == 0 and end % LANES == 0
             columns = stored if whole else np.pad(stored, [(0, -self.n_in % rows), (0, -end % LANES)])
@@ -46,12 +46,17 @@ class Matrix:
 
 
 def pack(w: np.ndarray, bias: np.ndarray | None = None, storage: str = "float32",
-         room: Room | None = None) -> Matrix:  # [in, out], [out]
-    """Weights for `linear`, or for `embedding` as [C, V]; in `room`, beside others that are read after each other.
+         memory: Memory | None = None) -> Matrix:  # [in, out], [out]
+    """Weights for `linear`, or for `embedding` as [C, V]; in `memory`, beside others that are read after each other.
 
     Raises ValueError when float16 cannot hold them.
     """
-    return Matrix(w, bias, storage, room or Room(0))
+    return Matrix(w, bias, storage, memory or Memory(0))
+
+
+def shared_memory() -> Memory:
+    """What the matrices of a model are packed into, side by side."""
+    return Memory()
 
 
 def linear(x, w: Matrix, add=None, threads=0, out=None):  # [N, in], [N, out] -> [N, out]
@@ -59,7 +64,7 @@ def linear(x, w: Matrix, add=None, threads=0, out=None):  # [N, in], [N, out] ->
     n = len(x)
     y = rows(n, w.n_out, out)
     added = ffi.NULL if add is None else _rows("add", add, y.shape)
-    call(lib.dcp_linear, pointer(y), _rows("x", x, (n, w.n_in)), added, w.c, n, threads)
+    lib.dcp_linear(pointer(y), _rows("x", x, (n, w.n_in)), added, w.c, n, threads)
     return y
 
 
@@ -67,7 +72,7 @@ def layer_norm(x, g, b, epsilon, threads=0, out=None):  # [N, C], [C], [C] -> [N
     """`out` may be x."""
     n, C = x.shape
     y, g, b = rows(n, C, out), _floats("g", g, (C,)), _floats("b", b, (C,))
-    call(lib.dcp_layer_norm, pointer(y), _rows("x", x, x.shape), g, b, epsilon, n, C, threads)
+    lib.dcp_layer_norm(pointer(y), _rows("x", x, x.shape), g, b, epsilon, n, C, threads)
     return y
 
 
@@ -75,7 +80,7 @@ def activation(x, kind, threads=0, out=None):  # [N, inner]
     """`gelu_new`, `gelu` or `relu`. `out` may be x."""
     n, width = x.shape
     y, numbers = rows(n, width, out), n and (n - 1) * lib.dcp_stride(width) + width
-    call(lib.dcp_activation, pointer(y), _rows("x", x, x.shape), KINDS[kind], numbers, threads)
+    lib.dcp_activation(pointer(y), _rows("x", x, x.shape), KINDS[kind], numbers, threads)
     return y
 
 
@@ -86,7 +91,7 @@ def embedding(ids, positions, wte: Matrix, wpe, threads=0):  # int64 [N] x 2, [C
             raise ValueError(f"{name} must be integers [N] in [0, {end})")
     ids, positions = (np.ascontiguousarray(x, np.int64) for x in (ids, positions))
     y = rows(len(ids), wte.n_in)
-    call(lib.dcp_embedding, pointer(y), *(ffi.from_buffer("int64_t[]", x) for x in (ids, positions)),
+    lib.dcp_embedding(pointer(y), *(ffi.from_buffer("int64_t[]", x) for x in (ids, positions)),
          wte.c, _floats("wpe", wpe, (len(wpe), wte.n_in)), len(ids), threads)
     return y
 

@@ -66,24 +66,3 @@ def _to_int8(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:  # floa
         inverse = np.where(m >= TINY, np.float32(127) / m, np.float32(0))
         n = np.clip(np.rint(x * inverse), -127, 127)
     return np.where(np.isnan(n), 0, n).astype(np.int8), m / np.float32(127)
-
-
-class Room:
-    """Memory for many arrays, side by side in blocks so large that the system can back them with huge pages.
-
-    Reading weights of 1 to 3 MB one after the other is a tenth faster than where each has small pages of its own: fewer
-    addresses are translated.
-    """
-
-    def __init__(self, block_bytes: int = 64 << 20) -> None:
-        self.block_bytes, self._left = block_bytes, np.empty(0, np.uint8)
-
-    def array(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        """An uninitialised array that starts at a multiple of 64 bytes, as vectors like it. Raises MemoryError."""
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        taken = -(-size // 64) * 64
-        if taken > len(self._left):
-            block = np.empty(max(taken, self.block_bytes) + 64, np.uint8)  # untouched: no memory yet
-            self._left = block[-block.ctypes.data % 64 :]
-        array, self._left = self._left[:size], self._left[taken:]
-        return array.view(dtype).reshape(shape)

@@ -1,0 +1,129 @@
+/* step.c - one layer of a step, round by round: judge, store and attend, compact. */
+
+#include "step.h"
+
+/* The workspace: tiles for each thread; then a span a sequence; then slot_of and live of all their rows. */
+static size_t thread_tiles(const dcp_cache *cache)
+{
+    return cache->shape.heads * (cache->list_pages + cache->v_panels);
+}
+
+static size_t tiles_bytes(const dcp_cache *cache)
+{
+    return cache->shape.threads * thread_tiles(cache) * sizeof(dcp_tile);
+}
+
+size_t dcp_step_bytes(const dcp_cache *cache, const size_t *count, size_t batch)
+{
+    size_t rows = 0;
+    for (size_t b = 0; b < batch; b++)
+        rows += count[b] < DCP_ROUND_ROWS ? count[b] : DCP_ROUND_ROWS;
+    return tiles_bytes(cache) + batch * sizeof(span) + rows * (sizeof(size_t) + cache->list_pages * sizeof(uint32_t));
+}
+
+static int check_input(const dcp_cache *cache, const dcp_input *input, size_t bytes)
+{
+    const size_t l = input->layer;
+    if (l >= cache->shape.layers)
+        return DCP_EINVAL;
+    for (size_t b = 0; b < input->batch; b++)
+        if (input->sequence[b]->released || input->start[b] != input->sequence[b]->layer[l].seen ||
+            input->count[b] > cache->shape.positions - input->start[b])
+            return DCP_EINVAL;
+    if (dcp_more_pages(cache, input->sequence, input->count, input->batch, l, l + 1) > cache->pool.n_free ||
+        dcp_step_bytes(cache, input->count, input->batch) > bytes)
+        return DCP_ENOROOM;
+    return DCP_OK;
+}
+
+/* A span a sequence, none of its rows done yet. */
+static void start_spans(span *spans, dcp_cache *cache, const dcp_input *input, int32_t *dropped)
+{
+    size_t row = 0, inherited = 0;
+    for (size_t b = 0; b < input->batch; b++) {
+        while (inherited < input->pairs && input->inherited[2 * inherited] < (int32_t)row)
+            inherited++;
+        spans[b] = (span){.input = input, .cache = cache, .slots = &input->sequence[b]->layer[input->layer],
+                          .first = row, .dropped = dropped, .n_inherited = inherited};
+        row += input->count[b];
+        dropped += 2 * (input->start[b] + input->count[b]);
+    }
+}
+
+/* The rows that each span takes next, `most` or fewer. Returns about how many multiplications they are; 0: none left. */
+static size_t next_rows(span *spans, const dcp_input *input, size_t done, size_t most)
+{
+    size_t *slot_of = (size_t *)(spans + input->batch), rows = 0, work = 0;
+    for (size_t b = 0; b < input->batch; b++) {
+        const size_t left = input->count[b] > done ? input->count[b] - done : 0;
+        spans[b].first += spans[b].rows;
+        spans[b].rows = left < most ? left : most;
+        spans[b].slot_of = slot_of + rows;
+        rows += spans[b].rows;
+        work += spans[b].rows * (spans[b].slots->live + spans[b].rows) * spans[b].cache->channels * 2;
+    }
+    uint32_t *live = (uint32_t *)(slot_of + rows);
+    for (size_t b = 0; b < input->batch; b++) {
+        spans[b].live = live;
+        live += spans[b].rows * spans[b].cache->list_pages;
+    }
+    return work;
+}
+
+/* Into how many tasks the heads of a sequence are split: 1, unless there are too few sequences to go round. For rows of a
+ * prompt a task has one head, whose keys and values then stay close by from tile to tile. */
+static size_t tasks_of_a_sequence(const span *spans, size_t batch, size_t heads, size_t threads)
+{
+    size_t tasks = 1;
+    for (size_t b = 0; b < batch; b++)
+        if (spans[b].rows > 1)
+            return heads;
+    while (tasks < heads && batch * tasks < 4 * threads && batch * tasks % threads != 0)
+        tasks++;
+    return tasks;
+}
+
+static void do_round(float *out, span *spans, size_t batch, dcp_tile *tiles, size_t threads)
+{
+    dcp_cache *cache = spans->cache;
+    const size_t H = cache->shape.heads, tasks = tasks_of_a_sequence(spans, batch, H, threads);
+#pragma omp parallel num_threads((int)threads)
+    {
+        dcp_tile *w = tiles + (size_t)omp_get_thread_num() * thread_tiles(cache);
+#pragma omp for schedule(dynamic)
+        for (size_t b = 0; b < batch; b++)
+            if (spans[b].rows > 0)
+                judge(&spans[b], w);
+#pragma omp for schedule(dynamic)
+        for (size_t i = 0; i < batch * tasks; i++)
+            if (spans[i / tasks].rows > 0)
+                attend(out, &(head_task){&spans[i / tasks], i % tasks * H / tasks, (i % tasks + 1) * H / tasks, w,
+                                         w + H * cache->list_pages});
+#pragma omp for schedule(dynamic)
+        for (size_t b = 0; b < batch; b++)
+            if (spans[b].rows > 0) /* what the last row left alive is what the layer holds */
+                dcp_compact(cache, spans[b].slots, spans[b].live + (spans[b].rows - 1) * cache->list_pages);
+    }
+}
+
+ptrdiff_t dcp_step(float *out, int32_t *dropped, dcp_cache *cache, const dcp_input *input, void *workspace, size_t bytes)
+{
+    const int error = check_input(cache, input, bytes);
+    if (error != DCP_OK)
+        return error;
+    const size_t most = cache->policy.by_attention ? 1 : DCP_ROUND_ROWS; /* a row's attention judges the next one */
+    span *spans = (span *)(void *)((unsigned char *)workspace + tiles_bytes(cache));
+    start_spans(spans, cache, input, dropped);
+    for (size_t done = 0;; done += most) {
+        const size_t work = next_rows(spans, input, done, most);
+        if (work == 0)
+            break;
+        do_round(out, spans, input->batch, workspace, dcp_threads_for(work, cache->shape.threads));
+    }
+    size_t n = 0; /* the sequences' pairs, moved up to each other */
+    for (size_t b = 0; b < input->batch; b++) {
+        memmove(dropped + 2 * n, spans[b].dropped, 2 * spans[b].n_dropped * sizeof *dropped);
+        n += spans[b].n_dropped;
+    }
+    return (ptrdiff_t)n;
+}

@@ -1,0 +1,216 @@
+"""The cache in C: the same methods, arguments and results as KVCache. csrc/dcp.h is its manual."""
+
+import contextlib
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dcp_ref.config import Config
+from dcp_ref.native.extension import STORAGE, available, ffi, lib, pointer, rows
+from dcp_ref.native.memory import Memory, Pages
+from dcp_ref.runtime.cache import Handles, Stats
+from dcp_ref.runtime.checks import check_counts, check_input, check_layer, check_pages, check_positions
+from dcp_ref.runtime.lock import ForkAwareLock, InterpreterEnds, locked
+from dcp_ref.runtime.policies import Policy, float32_threshold, for_model
+from dcp_ref.runtime.precision import check_storage
+
+NOT_BUILT = 'C extension not built: install a C compiler and reinstall, or use backend="numpy"'
+
+
+class Sequence:
+    """A dcp_sequence and its memory: Python's alone, so that no finalizer has to free it."""
+
+    def __init__(self, cache: Any) -> None:
+        self._memory = ffi.new("uint64_t[]", -(-lib.dcp_sequence_bytes(cache) // 8))
+        self.c = lib.dcp_sequence_init(cache, self._memory)
+
+
+class Batch(NamedTuple):
+    """The sequences of a step as C arrays, and what is to happen to them: what `step` takes."""
+
+    handles: list[int]
+    counts: list[int]
+    starts: list[int]
+    sequences: list[Sequence]
+    c_sequences: Any  # dcp_sequence *[]
+    c_starts: Any  # size_t[]
+    c_counts: Any  # size_t[]
+
+
+class NativeCache:
+    """Sequences and their pages of slots. Each method is one call of C that changes anything: so a signal's handler, a
+    finalizer or an exception comes before it or after it, and finds all in order.
+
+    A step uses at most `threads` threads, and no more than OpenMP gives (OMP_NUM_THREADS, threadpoolctl); 0 is all.
+    """
+
+    def __init__(self, config: Config, page_slots: int = 32, max_bytes: int | None = None, kv: str = "float32",
+                 policy: Policy | None = None, threshold: float = 0.0, threads: int = 0) -> None:
+        if not available():
+            raise RuntimeError(NOT_BUILT)
+        check_pages(page_slots, max_bytes)
+        self.config, self.page_slots = config, page_slots
+        self.kv, self.policy = check_storage("kv", kv), for_model(config, policy)
+        self.threshold = float32_threshold(threshold, self.policy)
+        shape = ffi.new("dcp_shape *", {
+            "layers": config.n_layer, "positions": config.n_positions, "heads": config.n_head,
+            "head_dim": config.head_dim, "rank": self.policy.rank(config), "page_slots": page_slots,
+            "max_bytes": min(max_bytes or 0, 2**63), "threads": lib.dcp_threads(threads), "kv": STORAGE[self.kv]})
+        self.c = ffi.new("dcp_cache *")
+        if lib.dcp_cache_init(self.c, shape, self._c_policy()) != lib.DCP_OK:
+            raise MemoryError(f"no cache for {config}")
+        self.lock = ForkAwareLock("cache")
+        self._pages = Pages(ffi.addressof(self.c, "pool"), max_bytes)
+        self._sequences = Handles(lambda sequence: sequence.c.released)  # of Sequence
+        self._workspace = np.empty(0, np.uint8)  # of the largest step so far
+
+    def _c_policy(self) -> Any:
+        policy, config = self.policy, self.config
+        return ffi.new("dcp_policy *", {
+            "window": policy.window or 0, "first": policy.first, "stride": policy.stride, "heavy": policy.heavy or 0,
+            "by_attention": policy.heavy is not None, "delay": min(config.int_delay, config.n_positions),
+            "threshold": self.threshold})
+
+    @locked
+    def new_sequence(self) -> int:
+        """A handle of a new, empty sequence. Raises MemoryError."""
+        return self._sequences.add(Sequence(self.c))
+
+    @locked
+    def fork(self, sequence: int) -> int:
+        """A handle of a new sequence with the same tokens; what is fed to one does not reach the other.
+
+        Raises ValueError when the sequence is unknown, CacheFull past max_bytes, MemoryError; nothing has changed then.
+        """
+        handle = self.new_sequence()
+        try:
+            child = self._sequences[handle].c
+            while True:
+                parent = self._sequences[sequence].c
+                if lib.dcp_sequence_fork(self.c, child, parent) == lib.DCP_OK:
+                    break
+                self._pages.make_free(sum(parent.layer[layer].pages for layer in range(self.config.n_layer)))
+            return handle
+        except BaseException:  # an interrupt too: the pages would not come back
+            self.release(handle)
+            raise
+
+    def release(self, sequence: int) -> None:
+        """Forget a sequence. Raises ValueError when it is unknown or was released."""
+        with contextlib.suppress(InterpreterEnds):  # its memory goes with the process
+            self._release(sequence)
+
+    @locked
+    def _release(self, sequence: int) -> None:
+        lib.dcp_sequence_release(self.c, self._sequences[sequence].c)
+        self._sequences.forget(sequence)
+
+    @locked
+    def length(self, sequence: int) -> int:
+        """How many tokens the sequence has been fed, dropped ones included."""
+        return self._sequences[sequence].c.layer[0].seen
+
+    @locked
+    def reserve(self, sequences: Iterable[int], counts: Iterable[int]) -> Batch:
+        """Make room in every layer for counts[b] more tokens of sequences[b]; returns what `step` takes.
+
+        Room is for the case that nothing is dropped; the system gives memory only to what is then used.
+        Raises ValueError (unknown or repeated sequence, too many tokens), CacheFull or MemoryError; nothing has changed
+        then.
+        """
+        handles = list(sequences)
+        counts = check_counts(counts, len(handles))
+        batch = self.batch(handles, counts)
+        self.workspace(lib.dcp_step_bytes(self.c, batch.c_counts, len(handles)))
+        self.make_free(batch)
+        return batch
+
+    def batch(self, handles: list[int], counts: list[int]) -> Batch:
+        """The sequences of a step, checked. Raises ValueError."""
+        found = self._sequences.distinct(handles)
+        starts = [sequence.c.layer[0].seen for sequence in found]
+        check_positions(self.config, handles, starts, counts)
+        pointers = ffi.new("dcp_sequence *[]", [sequence.c for sequence in found])
+        return Batch(handles, counts, starts, found, pointers, ffi.new("size_t[]", starts), ffi.new("size_t[]", counts))
+
+    def make_free(self, batch: Batch) -> None:
+        """See to it that there are free pages for the batch in all layers. Raises CacheFull or MemoryError."""
+        self._pages.make_free(lib.dcp_more_pages(
+            self.c, batch.c_sequences, batch.c_counts, len(batch.handles), 0, self.config.n_layer))
+
+    def workspace(self, needed: int) -> np.ndarray:
+        """At least this number of bytes, for one call of C at a time. Raises MemoryError."""
+        workspace = self._workspace
+        if len(workspace) < needed:  # a little more: the next token needs a little more
+            workspace = self._workspace = Memory(0).array((needed + needed // 8,), "uint8")
+        return workspace
+
+    @locked
+    def trim(self) -> None:
+        """Give free pages and working memory back to the operating system."""
+        lib.dcp_pool_trim(self._pages.pool)
+        self._workspace = np.empty(0, np.uint8)
+
+    @locked
+    def step(self, layer: int, batch: Batch,
+             q: np.ndarray, k: np.ndarray, v: np.ndarray,
+             q_int: np.ndarray | None = None, k_int: np.ndarray | None = None, beta: float = 0.0,
+             inherited: np.ndarray | None = None, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Decode one layer of a batch that `reserve` returned: see KVCache.step. q, k and v may be columns of one array."""
+        layer, n = check_layer(self.config, layer), sum(batch.counts)
+        x = check_input(self.config, self.policy, n, q, k, v, q_int, k_int, beta, inherited)
+        out = rows(n, self.config.n_embd, out)
+        q, k, v = _strided(x.q, x.k, x.v)
+        q_int, k_int = _strided(x.q_int, x.k_int)
+        step_input = ffi.new("dcp_input *", (
+            layer, len(batch.handles), batch.c_sequences, batch.c_starts, batch.c_counts,
+            *map(pointer, (q, k, v, q_int, k_int)), q.strides[0] // 4, q_int.strides[0] // 4,
+            self.config.attention_scale(layer), x.beta, ffi.from_buffer("int32_t[]", x.inherited), len(x.inherited)))
+        dropped = np.empty((sum(batch.starts) + n, 2), np.int32)
+        workspace = self.workspace(lib.dcp_step_bytes(self.c, batch.c_counts, len(batch.handles)))
+        pairs = lib.dcp_step(pointer(out), ffi.from_buffer("int32_t[]", dropped), self.c, step_input,
+                             ffi.from_buffer(workspace), len(workspace))
+        if pairs < 0:
+            raise RuntimeError("the batch is no longer valid: a sequence has been fed or released since `reserve`, or "
+                               "another batch has taken its room")
+        return out, dropped[:pairs].copy()
+
+    def live_positions(self, sequence: int, layer: int) -> np.ndarray:  # -> int64 [N]
+        """Positions of the live tokens, ascending."""
+        table = self.slot_table(sequence, layer)
+        return np.sort(table[table >= 0]).astype(np.int64)
+
+    @locked
+    def live_counts(self, sequences: Iterable[int]) -> np.ndarray:  # B of them -> int64 [L, B]
+        """How many tokens each layer holds of each sequence."""
+        sequences, layers = list(sequences), range(self.config.n_layer)
+        found = [self._sequences[sequence].c for sequence in sequences]
+        return np.array([[s.layer[layer].live for s in found] for layer in layers], np.int64)
+
+    @locked
+    def slot_table(self, sequence: int, layer: int) -> np.ndarray:  # -> int32 [pages, page_slots]
+        """The position of the token in every slot, -1 in a free one."""
+        layer = check_layer(self.config, layer)
+        while True:
+            found = self._sequences[sequence]
+            table = np.empty((found.c.layer[layer].pages, self.page_slots), np.int32)
+            owned = lib.dcp_slot_table(ffi.from_buffer("int32_t[]", table), len(table), self.c, found.c.layer + layer)
+            if owned <= len(table):  # or a signal's handler has fed it meanwhile
+                return table[:owned]
+
+    @locked
+    def stats(self) -> Stats:
+        """Totals over layers and sequences, and the bytes of working memory."""
+        pool, layers = self.c.pool, range(self.config.n_layer)
+        slots = [sequence.c.layer[layer] for sequence in self._sequences.all() for layer in layers]
+        page = self._pages.page_bytes
+        return Stats(sum(s.live for s in slots), sum(s.pages for s in slots) * self.page_slots,
+                     (pool.pages - pool.n_free) * page, pool.pages * page, len(self._workspace))
+
+
+def _strided(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The arrays, or copies, with their rows equally far apart in all."""
+    first = arrays[0].strides
+    same = arrays[1].strides == first and arrays[-1].strides == first
+    return arrays if same and first[0] >= 0 and first[0] % 4 == 0 else tuple(map(np.ascontiguousarray, arrays))

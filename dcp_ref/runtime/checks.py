@@ -1,0 +1,106 @@
+"""The checks of arguments that both caches share: each names the culprit, before anything is changed."""
+
+import operator
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from dcp_ref.config import Config
+from dcp_ref.runtime.policies import Policy
+
+NOTHING = np.zeros((0, 2), np.int32)  # pairs (row, position)
+
+
+class CacheFull(MemoryError):
+    """A cache would need more bytes than it may hold; it is as it was before."""
+
+
+class StepInput(NamedTuple):
+    """The new tokens of several sequences in one layer, checked: N rows in all."""
+
+    q: np.ndarray  # [N, C] float32, as are k and v
+    k: np.ndarray
+    v: np.ndarray
+    q_int: np.ndarray  # [N, r] float32, r = 0 without learned dropping
+    k_int: np.ndarray
+    beta: float
+    inherited: np.ndarray  # [n, 2] int32: (row, position)
+
+
+def check_input(config: Config, policy: Policy, rows: int, q, k, v, q_int, k_int, beta: float, inherited) -> StepInput:
+    """The arrays of a step of `rows` tokens. q_int and k_int must be None unless the policy is learned.
+
+    Rows may be part of wider ones; what is not aligned, or has its numbers apart, is copied, nothing else converted.
+    Raises TypeError or ValueError, naming the argument.
+    """
+    r = policy.rank(config)
+    if r == 0:
+        if q_int is not None or k_int is not None:
+            raise ValueError(f"q_int and k_int must be None when the policy is {policy}")
+        q_int = k_int = np.zeros((rows, 0), np.float32)
+    wide, narrow = (rows, config.n_embd), (rows, r)
+    return StepInput(_floats("q", q, wide), _floats("k", k, wide), _floats("v", v, wide),
+                     _floats("q_int", q_int, narrow), _floats("k_int", k_int, narrow), float(beta),
+                     _inherited(inherited, rows))
+
+
+def check_counts(counts: Iterable[int], n_sequences: int) -> list[int]:
+    """One count of new tokens a sequence. Raises TypeError or ValueError."""
+    counts = [operator.index(count) for count in counts]
+    if len(counts) != n_sequences or any(count < 0 for count in counts):
+        raise ValueError(f"counts must be {n_sequences} integers of 0 or more, one a sequence, not {counts}")
+    return counts
+
+
+def check_positions(config: Config, sequences: list[int], seen: list[int], counts: list[int]) -> None:
+    """Raises ValueError, naming the sequence, when a new token would have no position."""
+    for sequence, before, count in zip(sequences, seen, counts, strict=True):
+        if before + count > config.n_positions:
+            raise ValueError(f"sequence {sequence}: position {before + count - 1} is not below n_positions "
+                             f"({config.n_positions})")
+
+
+def check_pages(page_slots: int, max_bytes: int | None) -> None:
+    """What a cache is made with. Raises TypeError or ValueError."""
+    if not 1 <= operator.index(page_slots) <= 32:
+        raise ValueError(f"page_slots must be 1 .. 32, not {page_slots}")
+    if max_bytes is not None and operator.index(max_bytes) < 1:
+        raise ValueError(f"max_bytes must be positive or None, not {max_bytes}")
+
+
+def check_bytes(needed: int, max_bytes: int | None) -> None:
+    """Raises CacheFull when this number of bytes is beyond the bound; None is no bound."""
+    if max_bytes is not None and needed > max_bytes:
+        raise CacheFull(f"the cache needs {needed} bytes, and its bound is {max_bytes}: "
+                        "release a sequence, or give a larger max_cache_bytes")
+
+
+def check_layer(config: Config, layer: int) -> int:
+    """A layer of the model. Raises TypeError or ValueError."""
+    layer = operator.index(layer)
+    if not 0 <= layer < config.n_layer:
+        raise ValueError(f"layer must be 0 .. {config.n_layer - 1}, not {layer}")
+    return layer
+
+
+def _floats(name: str, x, shape: tuple[int, int]) -> np.ndarray:
+    if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+        raise TypeError(f"{name} must be a float32 array, not {getattr(x, 'dtype', type(x).__name__)}")
+    if x.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, not {x.shape}")
+    x = np.asarray(x)  # without the ways of a subclass
+    return x if x.strides[-1] == 4 and x.flags.aligned else np.array(x, order="C")
+
+
+def _inherited(pairs, rows: int) -> np.ndarray:
+    if pairs is None:
+        return NOTHING
+    if not isinstance(pairs, np.ndarray) or pairs.dtype != np.int32:
+        raise TypeError(f"inherited must be an int32 array, not {getattr(pairs, 'dtype', type(pairs).__name__)}")
+    if pairs.ndim != 2 or pairs.shape[1] != 2:
+        raise ValueError(f"inherited must have shape (n, 2), not {pairs.shape}")
+    row = pairs[:, 0]
+    if row.size and (row[0] < 0 or row[-1] >= rows or np.any(np.diff(row) < 0)):
+        raise ValueError(f"inherited: rows must ascend from 0 to at most {rows - 1}")
+    return np.require(pairs, requirements=["C", "A"])

@@ -178,7 +178,11 @@ def test_what_is_shown_is_never_taken_back(tokens, stops, n, interrupted):
         assert not any(s in shown for s in stops)
     if interrupted:
         row.interrupt()
-        assert row.stop_reason is not None and row.generation().text == shown
+        text = row.generation().text  # with what might have become a stop string, without half a character
+        assert row.stop_reason is not None and text.startswith(shown)
+        if row.stop_reason == "interrupted":
+            assert text in (TOKENIZER.decode(row.ids), TOKENIZER.decode(row.ids)[:-1])
+        shown = text
     if row.stop_reason not in (None, "interrupted"):
         whole = TOKENIZER.decode(row.ids)
         assert row.text == shown == (whole if row.stop_reason == "length" else whole[: len(shown)])

@@ -1,7 +1,5 @@
 """Continuations scored through the cache, beside the dense forward."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +7,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from test_theorem import BACKENDS
 from text_models import CONFIG, TOKENIZER, text_model
+from tokenizers_of_all_kinds import KINDS
 from tolerances import EVALUATED
 
 from dcp_ref import Engine, forward, policies
@@ -68,7 +67,8 @@ def test_a_pair_that_the_tokenizer_would_join():
 def test_pairs_that_cannot_be():
     with pytest.raises(ValueError, match="no text to score"):
         pair_ids(TOKENIZER, "the", "")
-    plain = dataclasses.make_dataclass("Plain", [("eos_id", object, None)])()
+    plain = Tokenizer(KINDS["metaspace"]())
+    assert plain.eos_id is None
     with pytest.raises(ValueError, match="the context is empty"):
         pair_ids(plain, "", "the")
 

@@ -14,8 +14,9 @@ class Generation(NamedTuple):
     """What was generated after one prompt.
 
     `ids`: all tokens drawn, those of a stop string too, but not the end-of-text token. `text`: their text, up to the
-    stop string; None without a tokenizer. `stop_reason`: "length" (max_new_tokens), "stop" (a stop string), "eos" (end
-    of text) or "n_positions" (the model has no position left for the newest token).
+    stop string; None without a tokenizer. Together with the prompt's text it is what decoding all ids writes.
+    `stop_reason`: "length" (max_new_tokens), "stop" (a stop string), "eos" (end of text) or "n_positions" (the model
+    has no position left for the newest token); of a row that was stopped from outside, "interrupted".
     """
 
     ids: list[int]

@@ -106,6 +106,17 @@ def test_a_run_of_bytes_that_breaks_was_not_shown():
     assert stream.text[: stream.settled].startswith(7 * "\ufffd")
 
 
+def test_a_prompt_may_end_in_a_long_run_of_bytes():
+    run = fallback("海" * streaming.WINDOW)
+    for cut in (3, 6):
+        stream = Stream(BYTES, [*BYTES.encode("the"), *run[:-cut]])
+        for i in run[-cut:]:
+            stream.push(i)
+        assert stream.text == stream.whole() == "海" * (cut // 3) and stream.settled == 0
+        stream.push(BYTES.encode("the")[0])
+        assert stream.text[: stream.settled].startswith("海" * (cut // 3) + " ")
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_a_token_costs_the_same_however_many_came_before(name, monkeypatch):
     """Ids decoded for each new one."""

@@ -84,5 +84,6 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_a_byte_order_mark_and_windows_lines_are_no_part_of_items(tmp_path):
     plain = written(tmp_path, ITEMS["piqa"], ITEMS["piqa"])
     expected = read_questions("piqa", plain)
-    (tmp_path / "windows").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "items.jsonl").read_bytes().replace(b"\n", b"\r\n"))
+    lines = (tmp_path / "items.jsonl").read_bytes()
+    (tmp_path / "windows").write_bytes(b"\xef\xbb\xbf" + lines.replace(b"\n", b"\r\n"))
     assert read_questions("piqa", str(tmp_path / "windows")) == expected

@@ -78,10 +78,8 @@ class Stream:
                 self._characters, self._utf8 = "", None
 
     def _cut(self) -> None:
-        """Forget ids that nothing new depends on. What is left begins with no byte of a run that was cut."""
+        """Forget ids that nothing new depends on; a run of bytes that has not ended stays whole."""
         start = max(0, self._run - CONTEXT)
-        while start < self._run and self._ids[start] in self._tokenizer.byte_tokens:
-            start += 1
         self._ids, self._run = self._ids[start:], self._run - start
         self._shown = _whole(self._tokenizer.decode(self._ids[: self._run]))
 

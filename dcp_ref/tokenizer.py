@@ -149,6 +149,6 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder().keys()
         result = {}
         for i, token in self._tokens.items():
-            learned = token in byte or (i not in added and byte.keys() >= set(token))
+            learned = token in byte or (i not in added and all(map(byte.__contains__, token)))
             result[i] = bytes(map(byte.__getitem__, token)) if learned else token.encode()
         return result

@@ -99,6 +99,10 @@ def _read_config(directory: Path) -> tuple[Config, bool]:
     file, generation = directory / "config.json", directory / GENERATION
     fields = files.read_json(file)
     told = files.read_json(generation) if generation.exists() else {}
+    for name in ("forced_eos_token_id", "stop_strings"):
+        if fields.get(name) is not None or told.get(name) is not None:
+            raise CheckpointError(f"{generation if told.get(name) is not None else file}: {name} would end a text, but "
+                                  "is not obeyed; remove it (generate has `stop`)")
     try:
         config = Config.from_dict(fields)
         if "eos_token_id" in told:

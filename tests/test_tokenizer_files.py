@@ -249,6 +249,19 @@ def test_ends_that_are_no_ids(tmp_path, name, bad):
         weights.load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("field", [{"stop_strings": ["x"]}, {"forced_eos_token_id": 257}])
+def test_other_ways_to_end_a_text_are_refused(tmp_path, name, field):
+    checkpoint(tmp_path)
+    (tmp_path / "generation_config.json").write_text("{}")
+    fields = json.loads((tmp_path / name).read_text())
+    (tmp_path / name).write_text(json.dumps(fields | dict.fromkeys(field)))
+    assert weights.load(tmp_path)
+    (tmp_path / name).write_text(json.dumps(fields | field))
+    with pytest.raises(CheckpointError, match=f"/{name}: {next(iter(field))} would end a text"):
+        weights.load(tmp_path)
+
+
 def test_ids_that_the_model_has_no_row_for(tmp_path):
     checkpoint(tmp_path)
     beside(tmp_path, special_tokens_map={"pad_token": "[PAD]"})

@@ -39,7 +39,7 @@ class Row:
         self.ids: list[int] = []
         self.stream = None if model.tokenizer is None else Stream(model.tokenizer, prompt)
         self.text = None if model.tokenizer is None else ""
-        self.searched = 0  # characters in which no stop string begins
+        self.searched = 0  # characters that hold no whole stop string
         self.stop_reason = None if max_new_tokens else "length"
 
     @cached_property
@@ -59,9 +59,11 @@ class Row:
         """Give the row's pages back, if it holds any."""
         sequence, self.sequence = self.sequence, None
         if sequence is not None:
-            if self.stop_reason is not None:
-                self.live = int(engine.live_counts([sequence]).sum())
-            engine.release(sequence)
+            try:
+                if self.stop_reason is not None:
+                    self.live = int(engine.live_counts([sequence]).sum())
+            finally:
+                engine.release(sequence)
 
     def accept(self, token: int) -> None:
         """Add the token drawn once `pending` was fed, and end when it is the last one."""
@@ -83,10 +85,9 @@ class Row:
         """Take over the stream's text, all of it at the end; a stop string that is new in it ends the row."""
         if self.stream is None:
             return
-        settled = self.stream.settled  # ... now, but a stop string may have begun before
         self.text = self.stream.text if self.stop_reason is None else self.stream.whole()
-        found = [self.text.find(s, max(0, self.searched - len(s) + 1)) for s in self.stop]
-        self.searched = settled
+        found = [self.text.find(s, max(0, self.searched - len(s) + 1)) for s in self.stop]  # it may have begun before
+        self.searched = self.stream.settled
         if max(found, default=-1) >= 0:
             self.text, self.stop_reason = self.text[: min(at for at in found if at >= 0)], "stop"
 

@@ -12,11 +12,11 @@ import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from dcp_ref import __version__, cli_bench, cli_evaluate, cli_generate, files, native, options, weights
+from dcp_ref import __version__, cli_bench, cli_evaluate, cli_generate, files, native, options, tokenizer_files, weights
 from dcp_ref.training import TrainSettings, train
 
-DOWNLOADED = ["config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors",
-              "tokenizer.json", "vocab.json", "merges.txt"]
+DOWNLOADED = ["config.json", weights.GENERATION, "model.safetensors", "model.safetensors.index.json",
+              "model-*.safetensors", *tokenizer_files.ALL]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

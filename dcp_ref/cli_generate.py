@@ -2,22 +2,24 @@
 
 import argparse
 import json
+import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dcp_ref import options, weights
-from dcp_ref.runtime.cache import Stats
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.generation import Row, make_rows, prompt_ids, step
 from dcp_ref.runtime.sampling import Sampling
+from dcp_ref.text_files import decoded
 
 
 def run(args: argparse.Namespace) -> None:
     """Stream the prompts' continuations to stdout, then facts to stderr; or one JSON object."""
     prompts = _prompts(args)
-    stop = [_utf8("--stop", text.encode("utf-8", "surrogateescape")) for text in args.stop]
+    stop = [unescaped(_utf8("--stop", text.encode("utf-8", "surrogateescape"))) for text in args.stop]
     sampling = Sampling(args.temperature, args.top_k, args.top_p)
     model = weights.load(args.model)
     if model.tokenizer is None:
@@ -26,16 +28,28 @@ def run(args: argparse.Namespace) -> None:
     rows = make_rows(model, ids, args.max_new_tokens, args.seed, stop)
     engine = options.engine(model, args)
     output = _Output([text for _, text in prompts], rows, args.json)
-    began, stats = time.monotonic(), engine.stats()
+    began, held = time.monotonic(), (0, 0)
     try:
         output.update()
         while step(engine, rows, sampling):
-            stats = engine.stats()  # of whole steps: Ctrl-C comes in the middle of one
+            held = _held(engine, rows, held[1])  # of whole steps: Ctrl-C comes in the middle of one
             output.update()
     finally:
         for row in rows:
             row.interrupt()
-        output.finish(_facts(engine, stats, rows, time.monotonic() - began))
+        output.finish(_facts(engine, held, rows, time.monotonic() - began))
+
+
+def unescaped(text: str) -> str:
+    r"""The text with its \n, \t, \r and \\ replaced by what they stand for: a shell passes them on as they are."""
+    meant = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+    return re.sub(r"\\([ntr\\])", lambda found: meant[found[1]], text)
+
+
+def _held(engine: Engine, rows: list[Row], bytes_before: int) -> tuple[int, int]:
+    """The tokens that the layers hold, or held when their row ended, and the largest size of the cache so far."""
+    stats = engine.stats()
+    return stats.live_tokens + sum(row.live for row in rows), max(bytes_before, stats.bytes_owned)
 
 
 class _Output:
@@ -71,17 +85,18 @@ class _Output:
             print(line.format(**facts), file=sys.stderr)
 
 
-def _facts(engine: Engine, stats: Stats, rows: list[Row], seconds: float) -> dict[str, Any]:
+def _facts(engine: Engine, held: tuple[int, int], rows: list[Row], seconds: float) -> dict[str, Any]:
+    live, size = held
     new, seen = sum(len(row.ids) for row in rows), sum(row.seen for row in rows) * engine.config.n_layer
     return {
         "new_tokens": new,
         "seconds": round(seconds, 3),
         "tokens_per_second": round(new / max(seconds, 1e-9), 1),
-        "live_tokens": stats.live_tokens,
+        "live_tokens": live,
         "seen_tokens": seen,
-        "kept": round(stats.live_tokens / max(seen, 1), 4),
+        "kept": round(live / max(seen, 1), 4),
         "layers": engine.config.n_layer,
-        "cache_bytes": stats.bytes_owned,
+        "cache_bytes": size,
         "backend": engine.backend,
         "policy": str(engine.policy),
     }
@@ -90,24 +105,25 @@ def _facts(engine: Engine, stats: Stats, rows: list[Row], seconds: float) -> dic
 def _prompts(args: argparse.Namespace) -> list[tuple[str, str]]:
     """(name for messages, text) of each prompt: the arguments, then the files, or else standard input."""
     names = ["the prompt"] if len(args.prompts) == 1 else [f"prompt {n + 1}" for n in range(len(args.prompts))]
-    data = [(name, text.encode("utf-8", "surrogateescape")) for name, text in zip(names, args.prompts, strict=True)]
-    data += [("standard input" if path == "-" else path, _read(path)) for path in args.file or ([] if data else ["-"])]
-    return [(name, _utf8(name, text)) for name, text in data]
+    prompts = [(name, _utf8(name, text.encode("utf-8", "surrogateescape")))
+               for name, text in zip(names, args.prompts, strict=True)]
+    files = [("standard input" if path == "-" else path, _read(path))
+             for path in args.file or ([] if prompts else ["-"])]
+    return prompts + [(name, _utf8(name, data, decoded).removesuffix("\n")) for name, data in files]
 
 
 def _read(path: str) -> bytes:
-    """A prompt without the newline that ends its file; "-" is standard input."""
+    """What a file holds; "-" is standard input."""
     if path == "-" and (sys.stdin is None or sys.stdin.isatty()):
         raise ValueError('give a prompt, as in: dcp-ref generate "The old man looked at the sea"')
     try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}") from None
-    return data.removesuffix(b"\n").removesuffix(b"\r")
 
 
-def _utf8(name: str, data: bytes) -> str:
+def _utf8(name: str, data: bytes, decode: Callable[[bytes], str] = bytes.decode) -> str:
     try:
-        return data.decode("utf-8")
+        return decode(data)
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is not UTF-8 (byte {error.start + 1})") from None

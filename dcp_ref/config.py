@@ -15,6 +15,13 @@ import dataclasses
 from dataclasses import dataclass
 
 ACTIVATIONS = ("gelu_new", "gelu", "relu")
+SAME_ACTIVATIONS = {  # transformers' other names for the same functions
+    "gelu_accurate": "gelu_new",
+    "gelu_fast": "gelu_new",
+    "gelu_python": "gelu",
+    "gelu_python_tanh": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+}
 ALIASES = {  # names that transformers reads too
     "hidden_size": "n_embd",
     "max_position_embeddings": "n_positions",
@@ -29,7 +36,7 @@ class Config:
 
     `int_n_embd` is the width r of the interaction queries and keys; None is a plain GPT-2, which keeps everything.
     With `propagate_in_depth` a token that one layer drops is dropped by all later layers too. For `int_delay` steps a
-    token is safe: token i may drop token j where i - j > int_delay.
+    token is safe: token i may drop token j where i - j > int_delay. `eos_token_id` may be several: each ends a text.
     Raises ValueError, naming the field, when a value is impossible.
     """
 
@@ -44,7 +51,7 @@ class Config:
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     tie_word_embeddings: bool = True
-    eos_token_id: int | None = 50256
+    eos_token_id: int | tuple[int, ...] | None = 50256
     int_n_embd: int | None = None
     propagate_in_depth: bool = False
     int_delay: int = 0
@@ -62,6 +69,9 @@ class Config:
                 raise ValueError(f"config: {name} must be true or false, not {getattr(self, name)!r}")
         if self.n_embd % self.n_head:
             raise ValueError(f"config: n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
+        name = self.activation_function
+        if isinstance(name, str):  # JSON may hold what cannot be looked up
+            object.__setattr__(self, "activation_function", SAME_ACTIVATIONS.get(name, name))
         if self.activation_function not in ACTIVATIONS:
             raise ValueError(f"config: activation_function {self.activation_function!r} is not one of {ACTIVATIONS}")
         epsilon = self.layer_norm_epsilon
@@ -70,9 +80,11 @@ class Config:
         delay = self.int_delay
         if not isinstance(delay, int) or isinstance(delay, bool) or delay < 0:
             raise ValueError(f"config: int_delay must be an integer of 0 or more, not {delay!r}")
-        eos = self.eos_token_id
-        if eos is not None and (not isinstance(eos, int) or isinstance(eos, bool)):
-            raise ValueError(f"config: eos_token_id must be an integer or null, not {eos!r}")
+        if isinstance(self.eos_token_id, list):  # as JSON has them
+            object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
+        for eos in self.ends:
+            if not isinstance(eos, int) or isinstance(eos, bool):
+                raise ValueError(f"config: eos_token_id must be an integer, a list of these or null, not {eos!r}")
 
     @classmethod
     def from_dict(cls, fields: dict) -> "Config":
@@ -90,8 +102,14 @@ class Config:
 
     def to_dict(self) -> dict:
         """What `config.json` holds, readable by transformers."""
-        gpt2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "bos_token_id": self.eos_token_id}
+        gpt2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "bos_token_id": next(iter(self.ends), None)}
         return gpt2 | dataclasses.asdict(self)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The token ids that end a text: all of eos_token_id."""
+        eos = self.eos_token_id
+        return eos if isinstance(eos, tuple) else () if eos is None else (eos,)
 
     @property
     def head_dim(self) -> int:  # D

@@ -28,7 +28,7 @@ class CheckpointError(ValueError):
 
 
 def find_model(path_or_name: str | os.PathLike[str]) -> Path:
-    """The directory of that path, or else of the shipped model of that name. Raises CheckpointError."""
+    """The directory of that path, or else of the shipped model of that bare name. Raises CheckpointError."""
     directory = Path(path_or_name)
     if path_or_name == "":  # Path("") would be the directory that we are in
         raise CheckpointError(f"the path is empty; give a directory, or one of the shipped models {shipped_models()}")
@@ -36,10 +36,11 @@ def find_model(path_or_name: str | os.PathLike[str]) -> Path:
         return directory
     if directory.exists():
         raise CheckpointError(f"{directory}: a file; give the directory that holds it")
-    if str(directory) in shipped_models():  # "tiny/" too
-        return SHIPPED / directory
+    if isinstance(path_or_name, str) and path_or_name in shipped_models():  # "./tiny" and Path("tiny") are paths
+        return SHIPPED / path_or_name
     raise CheckpointError(
-        f"{directory}: no such directory, nor a shipped model of that name (there are {shipped_models()})"
+        f"{os.fspath(path_or_name)}: no such directory, nor the bare name of a shipped model (there are "
+        f"{shipped_models()})"
     )
 
 

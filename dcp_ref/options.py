@@ -92,7 +92,8 @@ def _generate_options(p: argparse.ArgumentParser) -> None:
     add("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only (default: from all)")
     add("--top-p", type=float, default=0.95, metavar="P", help="then from the fewest of probability P (default: 0.95)")
     add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same text (default: 0)")
-    add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; can be repeated")
+    add("--stop", action="append", default=[], metavar="TEXT",
+        help=r"end before this text; \n, \t, \r and \\ stand for newline, tab, return and backslash; can be repeated")
     engine_options(p)
     add("--json", action="store_true", help="print one JSON object, at the end")
 

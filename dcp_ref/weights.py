@@ -2,11 +2,13 @@
 
     config.json          Config
     model.safetensors    the parameters; or shards of them, listed in model.safetensors.index.json
-    tokenizer.json       or vocab.json and merges.txt; may be absent
+    tokenizer.json       or vocab.json and merges.txt, and what goes with them (tokenizer_files.py); may be absent
+    generation_config.json   its eos_token_id, if it has one, comes before config.json's
 
 Nothing is ever unpickled. In memory the parameters are one flat dict of arrays: `shapes` lists the names.
 """
 
+import dataclasses
 import json
 import math
 import re
@@ -22,6 +24,7 @@ from dcp_ref.config import Config
 from dcp_ref.files import HEAD, CheckpointError
 from dcp_ref.tokenizer import Tokenizer
 
+GENERATION = "generation_config.json"
 INTERACTION = re.compile(r"h\.\d+\.attn\.(q_int\.weight|k_int\.weight|int_bias)")
 Params: TypeAlias = dict[str, np.ndarray]
 DTYPES = (np.float16, np.float32, np.float64)
@@ -79,19 +82,35 @@ def load(path_or_name: str | PathLike[str]) -> Model:
     Raises CheckpointError.
     """
     directory = files.find_model(path_or_name)
-    config_file = directory / "config.json"
-    fields = files.read_json(config_file)
-    try:
-        config = Config.from_dict(fields)
-    except ValueError as error:
-        raise CheckpointError(f"{config_file}: {error}") from None
+    config, says_end = _read_config(directory)
     params = checked(config, *files.read_tensors(directory))
     try:
-        tokenizer = Tokenizer.from_directory(directory)
+        tokenizer = Tokenizer.from_directory(directory, config.ends if says_end else (), config.vocab_size)
     except ValueError as error:
         raise CheckpointError(str(error)) from None
     _check_tokenizer(config, tokenizer, directory)
+    if not says_end and tokenizer is not None and tokenizer.eos_id is not None:
+        config = dataclasses.replace(config, eos_token_id=tokenizer.eos_id)
     return Model(config, params, tokenizer)
+
+
+def _read_config(directory: Path) -> tuple[Config, bool]:
+    """The config, and whether a file says what ends a text; if none does, the config has GPT2Config's default."""
+    file, generation = directory / "config.json", directory / GENERATION
+    fields = files.read_json(file)
+    told = files.read_json(generation) if generation.exists() else {}
+    for name in ("forced_eos_token_id", "stop_strings"):
+        if fields.get(name) is not None or told.get(name) is not None:
+            raise CheckpointError(f"{generation if told.get(name) is not None else file}: {name} would end a text, but "
+                                  "is not obeyed; remove it (generate has `stop`)")
+    try:
+        config = Config.from_dict(fields)
+        if "eos_token_id" in told:
+            file = generation
+            config = dataclasses.replace(config, eos_token_id=told["eos_token_id"])
+    except ValueError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+    return config, "eos_token_id" in fields or "eos_token_id" in told
 
 
 def save(model: Model, directory: str | PathLike[str]) -> None:
@@ -108,6 +127,9 @@ def save(model: Model, directory: str | PathLike[str]) -> None:
         files.write_tensors(temporary / "model.safetensors", params)
         if tokenizer is not None:
             tokenizer.save(temporary)
+        if (Path(directory) / GENERATION).exists():  # `load` will ask it before config.json
+            fields = files.read_json(Path(directory) / GENERATION) | {"eos_token_id": config.eos_token_id}
+            (temporary / GENERATION).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def checked(config: Config, params: Params, where: Callable[[str], str]) -> Params:
@@ -138,7 +160,8 @@ def checked(config: Config, params: Params, where: Callable[[str], str]) -> Para
 
 
 def _check_tokenizer(config: Config, tokenizer: Tokenizer | None, place: object) -> None:
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+    """A few ids that the model has no row for, as of an added token, may be there: no text may use them."""
+    if tokenizer is not None and tokenizer.vocab_size > 2 * config.vocab_size:
         raise CheckpointError(f"{place}: the tokenizer has {tokenizer.vocab_size} ids, but vocab_size is "
                               f"{config.vocab_size}; use the tokenizer that belongs to the model")
 

@@ -34,6 +34,7 @@ DECODER, AGAIN = "dcp_ref/runtime/decoder.py", ("tests/test_decoder.py",)
 ATTENTION = "csrc/attention.c"
 TRAINING_C, NATIVE = "csrc/training.c", ("tests/test_training_native.py",)
 STEP = "dcp_ref/training/step.py"
+TEXT = tuple(f"tests/test_{name}.py" for name in ("streaming", "generation", "tokenizer", "tokenizer_files"))
 MEASURED = tuple(f"tests/test_{name}.py" for name in ("perplexity", "rules", "likelihood", "tasks", "zero_shot"))
 
 
@@ -207,6 +208,22 @@ MUTANTS = [
     Mutant("the wanted share is ignored", STEP, "    if settings.target_kept is None:\n", "    if True:\n", TRAINING),
     Mutant("validation on the training text", "dcp_ref/training/loop.py", "state.config, valid, context",
            "state.config, tokens, context", TRAINING),
+    # From text to ids and back.
+    Mutant("half a character is shown", "dcp_ref/runtime/streaming.py", "len(text) - text.endswith(HALF)", "len(text)",
+           TEXT),
+    Mutant("a run of bytes is cut", "dcp_ref/runtime/streaming.py", "max(0, self._run - CONTEXT)",
+           "max(0, len(self._ids) - CONTEXT)", TEXT),
+    Mutant("an id without a text is drawn", "dcp_ref/runtime/generation.py", "x[row.undrawable] = -np.inf", "pass",
+           TEXT),
+    Mutant("a row that has ended keeps its pages", "dcp_ref/runtime/generation.py",
+           "        if row.stop_reason is not None:\n            row.release(engine)\n", "", TEXT),
+    Mutant("a stop string that began before is missed", "dcp_ref/runtime/row.py", "self.searched - len(s) + 1",
+           "self.searched", TEXT),
+    Mutant("generation_config.json is not obeyed", "dcp_ref/weights.py", 'if "eos_token_id" in told:', "if False:",
+           TEXT),
+    Mutant("a token of the older files is forgotten", "dcp_ref/tokenizer_settings.py",
+           "_added(directory / ADDED, listed)", "{}", TEXT),
+    Mutant("letters of an added token are bytes", "dcp_ref/tokenizer.py", "i not in added and ", "", TEXT),
     # What is measured of a model.
     Mutant("a token counts as context of its own", "dcp_ref/analysis/perplexity.py", ".sum(1) - len(scored)", ".sum(1)",
            MEASURED),

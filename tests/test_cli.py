@@ -65,6 +65,25 @@ def test_settings_reach_the_model(run):
     assert out == f"the{free.text[: free.text.index(stop)]}\n"
 
 
+@pytest.mark.parametrize(("typed", "meant"), [
+    (r"\n", "\n"), (r"a\tb\r", "a\tb\r"), (r"\\n", r"\n"), (r"\d\\", "\\d\\"), ("\n", "\n"), ("\\", "\\"),
+])
+def test_a_stop_text_can_be_typed(run, monkeypatch, typed, meant):
+    made, make_rows = [], cli_generate.make_rows
+    monkeypatch.setattr(cli_generate, "make_rows", lambda *arguments: made.extend(make_rows(*arguments)) or made)
+    assert run("the", "--stop", typed, "--stop", "x")[0] == 0
+    assert [row.stop for row in made] == [[meant, "x"]]
+
+
+def test_a_byte_order_mark_and_windows_lines_are_no_part_of_a_prompt(run, tmp_path, monkeypatch):
+    data = b"\xef\xbb\xbfthe grey\r\nsea\r\n"
+    (tmp_path / "file").write_bytes(data)
+    expected = run("the grey\nsea")
+    assert run("--file", f"{tmp_path}/file")[:2] == expected[:2]
+    stdin_of(monkeypatch, data)
+    assert run()[:2] == expected[:2]
+
+
 @pytest.mark.parametrize("backend", ["numpy", *["native"] * native.available()])
 def test_a_threshold(run, backend):
     def live(*arguments):

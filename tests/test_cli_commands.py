@@ -99,6 +99,9 @@ def test_download(capsys, monkeypatch, tmp_path):
 
     def snapshot_download(name, local_dir, allow_patterns):
         asked.append(name)
+        assert set(allow_patterns) >= {
+            "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
+            "merges.txt", "added_tokens.json", "special_tokens_map.json", "spiece.model", "model-*.safetensors"}
         if name == "openai/gpt3":
             raise OSError("404 Client Error.\n\nNot Found")
         if name != "empty":

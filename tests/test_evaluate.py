@@ -11,6 +11,7 @@ import pytest
 from cli_tools import assert_refused, call, saved
 from test_tasks import ITEMS, written
 from text_models import CONFIG, TOKENIZER, text_model
+from tokenizers_of_all_kinds import KINDS
 
 from dcp_ref import Engine, Model, options, policies, weights
 from dcp_ref.analysis import plot, sweep, texts
@@ -49,6 +50,43 @@ def test_json(run, book, model):
     assert (result["model"], result["policy"], result["threshold"]) == (model, "learned", 0)
     assert result["perplexity"] == pytest.approx(found.perplexity) and result["share_kept"] == found.share_kept
     assert result["layers_kept"] == found.layers_kept and [p["last"] for p in result["positions"]] == [15, 31, 47]
+
+
+def test_windows_files_measure_the_same(run, book, tmp_path):
+    text = "\ufeff" + "\n<|endoftext|>\n".join(DOCUMENTS) + "\n"
+    (tmp_path / "windows.txt").write_bytes(text.replace("\n", "\r\n").encode())
+    assert run("--text", str(tmp_path / "windows.txt"), "--json") == run("--text", book, "--json")
+
+
+@pytest.mark.parametrize("cut", [5, 60, 61, 62, 63, 64])
+def test_bytes_of_a_text_that_is_cut(run, book, cut):
+    """Wherever the tokens end, in the middle of a character too."""
+    result = json.loads(run("--text", book, "--json", "--max-tokens", str(cut))[1])
+    ids = [i for i in TOKENS[1 : cut + 1].tolist() if i != CONFIG.eos_token_id]
+    assert result["bytes"] == sum(len(TOKENIZER._bytes[i]) for i in ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_whose_end_of_text_is_another(kind, capsys, tmp_path):
+    """Its config names it: documents end in it, in evaluate and in train; its bytes are those of its text."""
+    tokenizer = Tokenizer(KINDS[kind]())
+    end = tokenizer.vocabulary[{"word_piece": "[SEP]", "byte_level": "<|endoftext|>"}.get(kind, "</s>")]
+    config = dataclasses.replace(CONFIG, vocab_size=tokenizer.vocab_size, eos_token_id=end)
+    weights.save(Model(config, text_model(config).params, tokenizer), tmp_path / "model")
+    documents = ["the old man", "the sea", "he was grey"]
+    (tmp_path / "text").write_text("\n<|endoftext|>\n".join(documents))
+    model = weights.load(tmp_path / "model")
+    tokens = texts.read_tokens(model, [str(tmp_path / "text")])
+    assert tokens.tolist() == [i for text in documents for i in [*tokenizer.encode(text), end]]
+    out = call(capsys, "evaluate", "--model", str(tmp_path / "model"), "--text", str(tmp_path / "text"), "--json")[1]
+    first = len(tokenizer.decode(tokens[:1]).encode())
+    assert json.loads(out)["bytes"] == sum(len(text) for text in documents) - first
+    read = ["--text", str(tmp_path / "text"), "--valid", str(tmp_path / "text"), "--init", str(tmp_path / "model")]
+    run = [*read, "--out", str(tmp_path / "run"), "--steps", "1", "--context", "4", "--prune"]
+    assert call(capsys, "train", *run)[0] == 0
+    assert np.load(tmp_path / "run" / "train.npy").tolist() == tokens.tolist()
+    trained = weights.load(tmp_path / "run")
+    assert (trained.config.eos_token_id, trained.tokenizer.eos_id) == (end, end)
 
 
 def test_options_reach_the_engine(run, book):

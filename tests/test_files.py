@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,7 +50,9 @@ def test_a_shipped_model_has_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
     directory_of(tmp_path / "models" / "small", PRUNED)
-    assert weights.load("small").config == weights.load("small/").config == PRUNED
+    assert weights.load("small").config == PRUNED
+    for path in ("./small", "small/", "../small", tmp_path / "small", Path("small")):  # only the bare name is no path
+        assert_refuses(path, "small", "no such directory")
     directory_of(tmp_path / "small", PLAIN)
     assert weights.load("small").config == PLAIN  # a directory comes first
     assert_refuses("smal", "smal", "no such directory", "['small']")

@@ -1,7 +1,5 @@
 """Continuations scored through the cache, beside the dense forward."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +7,10 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from test_theorem import BACKENDS
 from text_models import CONFIG, TOKENIZER, text_model
+from tokenizers import processors
+from tokenizers_of_all_kinds import KINDS
 from tolerances import EVALUATED
+from training_tools import failing
 
 from dcp_ref import Engine, forward, policies
 from dcp_ref.analysis.likelihood import fit, nats, pair_ids, score
@@ -32,6 +33,16 @@ def test_equals_the_dense_forward(backend, policy):
         assert_allclose(one.nats, -log_p[np.arange(len(rest)), rest].sum(), **EVALUATED)
         assert one.greedy == (rows.argmax(-1) == rest).all()
     assert engine.stats().live_tokens == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_nothing_is_held_when_scoring_fails(backend, call, monkeypatch):
+    engine = Engine(MODEL, backend)
+    monkeypatch.setattr(Engine, "feed", failing(Engine.feed, call, KeyboardInterrupt(), after=False))
+    with pytest.raises(KeyboardInterrupt):
+        score(engine, [([1, 2, 3], [4, 5]), ([1, 2, 3], [6, 7])])
+    assert engine.stats().live_tokens == 0 and not engine._length
 
 
 def test_greedy_is_what_greedy_decoding_writes():
@@ -58,6 +69,15 @@ def test_a_pair_is_the_text(context, continuation):
         assert one == [TOKENIZER.eos_id] and TOKENIZER.decode(two) == context + continuation
 
 
+def test_what_the_tokenizer_puts_before_a_text_begins_a_pair():
+    backend = KINDS["metaspace"]()
+    backend.post_processor = processors.TemplateProcessing(single=["</s>", "$A"], special_tokens=[("</s>", 1)])
+    tokenizer = Tokenizer(backend)
+    one, two = pair_ids(tokenizer, "the old", " man")
+    assert one == tokenizer.encode("the old") and one[0] == 1 and one + two == tokenizer.encode("the old man")
+    assert pair_ids(tokenizer, "", "the old") == ([1], tokenizer.encode("the old")[1:])
+
+
 def test_a_pair_that_the_tokenizer_would_join():
     """The text as a whole has fewer tokens than its parts: the continuation still has some."""
     tokenizer = Tokenizer.train(["abab abab"], 300)
@@ -68,7 +88,8 @@ def test_a_pair_that_the_tokenizer_would_join():
 def test_pairs_that_cannot_be():
     with pytest.raises(ValueError, match="no text to score"):
         pair_ids(TOKENIZER, "the", "")
-    plain = dataclasses.make_dataclass("Plain", [("eos_id", object, None)])()
+    plain = Tokenizer(KINDS["metaspace"]())
+    assert plain.eos_id is None
     with pytest.raises(ValueError, match="the context is empty"):
         pair_ids(plain, "", "the")
 

@@ -10,6 +10,7 @@ from models import SMALL, moderate_model, random_model
 from numpy.testing import assert_allclose
 from test_theorem import BACKENDS
 from tolerances import EVALUATED
+from training_tools import failing
 
 from dcp_ref import Engine, forward, policies
 from dcp_ref.analysis import perplexity
@@ -50,6 +51,26 @@ def test_equals_the_dense_forward(backend, policy, stride):
     pairs = np.arange(40) @ found.tokens
     assert_allclose(found.layers_kept, live.sum(1) / pairs, rtol=1e-15)
     assert 0 < found.share_kept < 1 or policy == "dense"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_window_that_has_ended_is_not_held(backend, monkeypatch):
+    engine, most = Engine(MODEL, backend, policy=policies.dense), []
+    feed = Engine.feed
+    monkeypatch.setattr(Engine, "feed", lambda self, sequences, lists: most.append(
+        (len(sequences), len(self._length))) or feed(self, sequences, lists))
+    evaluate(engine, TOKENS[:75], 40, batch=2)  # the second window is shorter
+    assert most == 34 * [(2, 2)] + 6 * [(1, 1)] and not engine._length
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("owner", [Engine, perplexity])
+def test_nothing_is_held_when_an_evaluation_fails(backend, owner, monkeypatch):
+    engine, name = Engine(MODEL, backend), "feed" if owner is Engine else "nats"
+    monkeypatch.setattr(owner, name, failing(getattr(owner, name), 5, KeyboardInterrupt(), after=False))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(engine, TOKENS, 40, batch=3)
+    assert engine.stats().live_tokens == 0 and not engine._length
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -79,3 +79,11 @@ def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "x").write_bytes(b"{}\n\xff")
     with pytest.raises(ValueError, match="not UTF-8 at byte 3"):
         read_questions("piqa", str(tmp_path / "x"))
+
+
+def test_a_byte_order_mark_and_windows_lines_are_no_part_of_items(tmp_path):
+    plain = written(tmp_path, ITEMS["piqa"], ITEMS["piqa"])
+    expected = read_questions("piqa", plain)
+    lines = (tmp_path / "items.jsonl").read_bytes()
+    (tmp_path / "windows").write_bytes(b"\xef\xbb\xbf" + lines.replace(b"\n", b"\r\n"))
+    assert read_questions("piqa", str(tmp_path / "windows")) == expected

@@ -5,8 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken
+from tokenizers_of_all_kinds import KINDS, TEXT
 
 from dcp_ref.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -159,9 +162,36 @@ def test_corrupt_merges_are_named(tmp_path):
         Tokenizer.from_directory(tmp_path)
 
 
-def test_byte_counts():
-    text = "señor, 海は灰色 🌊, the naïve old man said.\n"
-    tokenizer = Tokenizer.train([text * 3], 280)
-    counts = tokenizer.byte_counts()
-    assert sum(counts[i] for i in tokenizer.encode(text)) == len(text.encode())
-    assert len(counts) == tokenizer.vocab_size and counts[tokenizer.eos_id] == 0
+@given(st.lists(st.integers(0, TOKENIZER.vocab_size - 1)))
+def test_bytes_are_decoded_as_the_library_does(ids):
+    assert TOKENIZER.decode(ids) == TOKENIZER._backend.decode(ids, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_added_tokens_are_decoded_as_they_are_written(special):
+    """Their letters are no bytes, though é is the name of one in byte-level BPE."""
+    backend = tokenizers.Tokenizer.from_str(TOKENIZER._backend.to_str())
+    backend.add_tokens([AddedToken(word, special=special) for word in ("café", "naïve", "海")])
+    tokenizer, text = Tokenizer(backend), "the café; naïve 海 señor"
+    ids = tokenizer.encode(text)
+    assert max(ids) >= 280 and tokenizer.decode(ids) == text
+    assert tokenizer.count_bytes(ids) == len(text.encode())
+    assert tokenizer.count_bytes(tokenizer.encode("café")) == 5
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_bytes_are_those_that_decoding_writes(name):
+    tokenizer = Tokenizer(KINDS[name](), ["</s>", "[SEP]"])
+    for text in ("the old man", TEXT, "sea " * 9):
+        ids = tokenizer.encode(text)
+        assert tokenizer.count_bytes(ids) == len(tokenizer.decode(ids).encode())
+        ends = [*ids, tokenizer.eos_id, *ids, tokenizer.eos_id]  # the space that begins a text is not written
+        assert tokenizer.count_bytes(ends) == 2 * len(tokenizer.decode(ids).encode())
+
+
+@pytest.mark.parametrize("name", ["byte_level", "byte_fallback"])
+def test_a_part_of_a_character_counts_its_bytes(name):
+    tokenizer = Tokenizer(KINDS[name]())
+    ids = tokenizer.encode("the señor 🌊")
+    for cut in range(1, 5):
+        assert tokenizer.count_bytes(ids[: len(ids) + 1 - cut]) == len("the señor 🌊".encode()) + 1 - cut

@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
+from tokenizers import processors
 from tolerances import PERPLEXITY_FLOAT64, TRAINING_FLOAT32
 
 from dcp_ref import weights
 from dcp_ref.config import Config
 from dcp_ref.model import forward, loss_and_grads
+from dcp_ref.tokenizer import Tokenizer
 from dcp_ref.training import TrainSettings, blas, data, perplexity, schedules, step
 from dcp_ref.training import checkpoint as checkpoint_files
 from dcp_ref.training.optimizer import adamw, clip, global_norm
@@ -91,13 +93,36 @@ def test_documents_become_tokens_with_one_end_of_text_after_each(tmp_path, monke
     plain.write_text("one two three four\n<|endoftext|>\nfünf\n")
     packed.write_bytes(lzma.compress(b"six\r\n"))
     documents = data.read_documents([str(plain), str(packed)])
-    assert documents == ["one two three four", "fünf", "six\r"]
+    assert documents == ["one two three four", "fünf", "six"]
     tokenizer = data.train_tokenizer(documents, 280)
     with ThreadPoolExecutor(2) as pool:
         tokens = data.tokenize(tokenizer, documents, pool)
     assert tokens.dtype == np.uint16
     assert (tokens == tokenizer.eos_id).sum() == 3
-    assert tokenizer.decode(tokens) == "one two three four<|endoftext|>fünf<|endoftext|>six\r<|endoftext|>"
+    assert tokenizer.decode(tokens) == "one two three four<|endoftext|>fünf<|endoftext|>six<|endoftext|>"
+
+
+def test_a_byte_order_mark_and_windows_lines_are_no_part_of_a_document(tmp_path):
+    text = "one two\nthree\n<|endoftext|>\nfünf\n\n<|endoftext|>\n"
+    windows = b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()
+    for name, content in (("a.txt", windows), ("b.txt.xz", lzma.compress(windows)), ("c.txt", text.encode())):
+        (tmp_path / name).write_bytes(content)
+        assert data.read_documents([str(tmp_path / name)]) == ["one two\nthree", "fünf"]
+
+
+def test_what_the_tokenizer_puts_before_a_text_comes_before_each_document(monkeypatch):
+    monkeypatch.setattr(data, "PIECE", 3)
+    for before, expected in (("<s>", "<s>a b c</s><s>d</s>"), ("</s>", "</s>a b c</s>d</s>")):
+        backend = Tokenizer.train(["a b c d"], 260)._backend
+        backend.add_special_tokens(["<s>", "</s>"])
+        special = [(before, backend.token_to_id(before))]
+        backend.post_processor = processors.TemplateProcessing(single=[before, "$A"], special_tokens=special)
+        tokenizer = Tokenizer(backend, ["</s>"])
+        with ThreadPoolExecutor(2) as pool:
+            tokens = data.tokenize(tokenizer, ["a b c", "d"], pool)
+            assert len(data.tokenize(tokenizer, [], pool)) == 0
+        assert tokenizer.decode(tokens) == expected
+        assert tokenizer.count_bytes(tokens) == 6
 
 
 def test_last_hundredth_of_the_tokens_validates():

@@ -129,7 +129,7 @@ def test_save_makes_directories_writes_the_tokenizer_and_leaves_nothing_else(tmp
     target = tmp_path / "a" / "b"
     for _ in range(2):
         weights.save(model, str(target))
-    assert sorted(os.listdir(target)) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(os.listdir(target)) == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     assert len({stat.S_IMODE(file.stat().st_mode) for file in target.iterdir()}) == 1
     loaded = weights.load(target)
     assert loaded.tokenizer is not None and loaded.tokenizer.encode("abc") == model.tokenizer.encode("abc")

@@ -1,6 +1,7 @@
 """How likely a model finds texts, through the cache: nats of tokens, and of continuations of a context."""
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from itertools import groupby
 from typing import NamedTuple
 
@@ -29,20 +30,21 @@ def nats(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:  # [N, V], [N] 
 def pair_ids(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
     """The ids of both, cut where the ids of the context alone end, as lm-evaluation-harness does.
 
-    White space at the end of the context goes to the continuation, where byte-level BPE has it. An empty context
-    becomes the end of a text.
+    White space at the end of the context goes to the continuation, where byte-level BPE has it. In place of an empty
+    context stands what the tokenizer puts before a text, or else the end of the text before.
     Raises ValueError when the continuation is empty, or nothing can stand for an empty context.
     """
     stripped = context.rstrip()
     if not continuation:
         raise ValueError("there is no text to score")
     if not stripped:
-        if tokenizer.eos_id is None:
+        first = tokenizer.prefix or ([] if tokenizer.eos_id is None else [tokenizer.eos_id])
+        if not first:
             raise ValueError("the context is empty, and the tokenizer has no end of text to stand for it")
-        return [tokenizer.eos_id], tokenizer.encode(context + continuation)
+        return first, tokenizer.encode(context + continuation, begins=False)
     ids = tokenizer.encode(stripped)
     both = tokenizer.encode(context + continuation)
-    return ids, both[len(ids) :] or tokenizer.encode(context[len(stripped) :] + continuation)
+    return ids, both[len(ids) :] or tokenizer.encode(context[len(stripped) :] + continuation, begins=False)
 
 
 def fit(pair: Pair, n_positions: int) -> Pair:
@@ -61,22 +63,26 @@ def fit(pair: Pair, n_positions: int) -> Pair:
 def score(engine: Engine, pairs: Iterable[Pair]) -> list[Scored]:
     """What the engine finds of each continuation; neighbours with the same context share it, by a fork each.
 
-    Each pair must fit. Raises ValueError as Engine.feed does.
+    Each pair must fit. Raises ValueError as Engine.feed does. However it ends, the engine holds no token of a pair.
     """
     results: list[Scored] = []
     for context, group in groupby(pairs, lambda pair: pair[0]):
-        continuations = [continuation for _, continuation in group]
-        parent = engine.new_sequence()
-        [first] = engine.feed([parent], [context])
-        for continuation in continuations:
-            rows = first[None]
-            if len(continuation) > 1:
-                child = engine.fork(parent)
-                [more] = engine.feed([child], [continuation[:-1]], "all")
-                engine.release(child)
-                rows = np.concatenate([rows, more])
-            targets = np.array(continuation)
-            greedy = bool(np.all(rows.argmax(-1) == targets))
-            results.append(Scored(float(nats(rows, targets).sum()), greedy))
-        engine.release(parent)
+        with ExitStack() as held:
+            parent = engine.new_sequence()
+            held.callback(engine.release, parent)
+            [first] = engine.feed([parent], [context])
+            results += [_scored(engine, parent, first, continuation) for _, continuation in group]
     return results
+
+
+def _scored(engine: Engine, parent: int, first: np.ndarray, continuation: list[int]) -> Scored:
+    """A continuation of the parent, whose last logits are `first`."""
+    rows = first[None]
+    if len(continuation) > 1:
+        with ExitStack() as held:
+            child = engine.fork(parent)
+            held.callback(engine.release, child)
+            [more] = engine.feed([child], [continuation[:-1]], "all")
+        rows = np.concatenate([rows, more])
+    targets = np.array(continuation)
+    return Scored(float(nats(rows, targets).sum()), bool(np.all(rows.argmax(-1) == targets)))

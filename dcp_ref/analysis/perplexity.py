@@ -129,21 +129,28 @@ def batch_of(config: Config, context: int) -> int:
 
 
 def _side_by_side(engine: Engine, ids: np.ndarray, group: list[Span], total: Evaluation, bar: Any) -> None:
-    """Feed the windows of one batch, and add what they show to the total. Only the last may be shorter."""
-    sequences = [engine.new_sequence() for _ in group]
+    """Feed the windows of one batch, and add what they show to the total. A window that has ended is released."""
+    held: dict[int, int] = {}  # the sequences, by their window's number
     try:
-        for p in range(group[0].end - group[0].start):
-            running = [n for n, span in enumerate(group) if span.start + p < span.end]
-            logits = engine.feed([sequences[n] for n in running], [[ids[group[n].start + p]] for n in running])
+        for n in range(len(group)):
+            held[n] = engine.new_sequence()
+        p = 0
+        while held:
+            running = list(held)
+            logits = engine.feed(list(held.values()), [[ids[group[n].start + p]] for n in running])
             scored = [k for k, n in enumerate(running) if group[n].start + p >= group[n].scored]
             if scored:
                 targets = np.array([ids[group[running[k]].start + p + 1] for k in scored])
                 total.tokens[p] += len(scored)
                 total.nats[p] += nats(np.stack([logits[k] for k in scored]), targets).sum()
-                total.live[:, p] += engine.live_counts([sequences[running[k]] for k in scored]).sum(1) - len(scored)
+                total.live[:, p] += engine.live_counts([held[running[k]] for k in scored]).sum(1) - len(scored)
             bar.update(len(running))
+            p += 1
+            for n in running:
+                if group[n].start + p == group[n].end:
+                    engine.release(held.pop(n))
     finally:
-        for sequence in sequences:
+        for sequence in held.values():
             engine.release(sequence)
 
 

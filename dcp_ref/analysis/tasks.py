@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dcp_ref.text_files import decoded
+
 BLANK = "_"
 
 
@@ -80,7 +82,7 @@ def read_questions(task: str, path: str, limit: int | None = None) -> list[Quest
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be 1 or more, not {limit}")
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")  # U+2028 ends no line of JSON
+        lines = decoded(Path(path).read_bytes()).split("\n")  # U+2028 ends no line of JSON
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 at byte {error.start}") from None
     except OSError as error:

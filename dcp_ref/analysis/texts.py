@@ -41,5 +41,6 @@ def read_tokens(model: Model, paths: Sequence[str], max_tokens: int | None = Non
 
 
 def count_bytes(model: Model, tokens: np.ndarray) -> int:  # [N]
-    """The bytes of text that all tokens but the first, which nothing predicts, stand for."""
-    return int(np.array(tokenizer_of(model).byte_counts())[tokens[1:].astype(np.int64)].sum())
+    """The bytes of text that all tokens but the first, which nothing predicts, stand for, as decoding writes it."""
+    tokenizer = tokenizer_of(model)
+    return tokenizer.count_bytes(tokens.tolist()) - tokenizer.count_bytes(tokens[:1].tolist())

@@ -2,28 +2,16 @@
 
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from dcp_ref.runtime.engine import Engine
+from dcp_ref.runtime.row import Generation, Row
 from dcp_ref.runtime.sampling import Sampling, check_integer, row_stream
 from dcp_ref.weights import Model
 
 Prompt = str | Sequence[int]
-
-
-class Generation(NamedTuple):
-    """What was generated after one prompt.
-
-    `ids`: all tokens drawn, those of a stop string too, but not the end-of-text token. `text`: their text, up to the
-    stop string; None without a tokenizer. `stop_reason`: "length" (max_new_tokens), "stop" (a stop string), "eos" (end
-    of text) or "n_positions" (the model has no position left for the newest token).
-    """
-
-    ids: list[int]
-    text: str | None
-    stop_reason: str
 
 
 def generate(
@@ -40,21 +28,30 @@ def generate(
 ) -> list[Generation]:
     """Continue each prompt (a text, or token ids), all in one batch: one Generation a prompt, in their order.
 
-    `backend` and `engine_options` (policy, threshold, weights, kv, threads, max_cache_bytes) are Engine's.
+    `backend` and `engine_options` (policy, threshold, weights, kv, threads, max_cache_bytes) are Engine's. The pages of
+    a row that has ended are free for the others.
     Row b draws from SeedSequence([seed, b]) and ends by itself: it does not depend on the rows beside it. temperature
     0 is greedy. Raises ValueError naming the prompt or setting at fault, before anything is computed.
     """
     sampling = Sampling(temperature, top_k, top_p)
     rows = make_rows(model, prompts, max_new_tokens, seed, stop)
-    engine = Engine(model, backend, **engine_options)
-    while step(engine, rows, sampling):
-        pass
+    complete(Engine(model, backend, **engine_options), rows, sampling)
     return [row.generation() for row in rows]
+
+
+def complete(engine: Engine, rows: list[Row], sampling: Sampling) -> None:
+    """Take steps until all rows have ended. However this is left, the engine holds none of their tokens then."""
+    try:
+        while step(engine, rows, sampling):
+            pass
+    finally:
+        for row in rows:
+            row.release(engine)
 
 
 def make_rows(
     model: Model, prompts: Iterable[Prompt], max_new_tokens: int, seed: int, stop: str | Sequence[str]
-) -> list["Row"]:
+) -> list[Row]:
     """One Row a prompt, all checked. Raises ValueError as `generate` does."""
     if isinstance(prompts, (str, bytes)):
         raise ValueError("prompts must be a list, not one string: put [ ] around it")
@@ -101,79 +98,18 @@ def _integers(name: str, prompt: Sequence[int]) -> list[int]:
         raise ValueError(f"{name} must be a text or a list of token ids, not {prompt!r}") from None
 
 
-def step(engine: Engine, rows: list["Row"], sampling: Sampling) -> bool:
+def step(engine: Engine, rows: list[Row], sampling: Sampling) -> bool:
     """Give every row that has not ended its next token; False when there is none.
 
-    A row's whole prompt is fed at the first step, its newest token at the later ones.
+    A row's whole prompt is fed at the first step, its newest token at the later ones. A row that ends is released.
     """
     running = [row for row in rows if row.stop_reason is None]
     if not running:
         return False
     logits = engine.feed([row.start(engine) for row in running], [row.pending for row in running])
     for row, x in zip(running, logits, strict=True):
-        row.accept(sampling.draw(x[: row.n_choices], row.rng))
+        x[row.undrawable] = -np.inf
+        row.accept(sampling.draw(x, row.rng))
+        if row.stop_reason is not None:
+            row.release(engine)
     return True
-
-
-class Row:
-    """One prompt and its continuation so far."""
-
-    def __init__(
-        self, model: Model, prompt: list[int], max_new_tokens: int, rng: np.random.Generator, stop: list[str]
-    ) -> None:
-        self.config, self.tokenizer = model.config, model.tokenizer
-        self.max_new_tokens, self.rng, self.stop = max_new_tokens, rng, stop
-        self.sequence: int | None = None  # the engine's handle, from the first step on
-        self.pending = prompt  # tokens to feed next
-        self.seen = 0  # tokens fed
-        self.ids: list[int] = []
-        self.text = None if model.tokenizer is None else ""
-        self.stop_reason = None if max_new_tokens else "length"
-
-    @property
-    def n_choices(self) -> int:
-        """Ids below this one may be drawn; a model's vocabulary can be padded beyond the tokenizer's."""
-        return self.config.vocab_size if self.tokenizer is None else self.tokenizer.vocab_size
-
-    def start(self, engine: Engine) -> int:
-        """The engine's handle of this row."""
-        if self.sequence is None:
-            self.sequence = engine.new_sequence()
-        return self.sequence
-
-    def accept(self, token: int) -> None:
-        """Add the token drawn once `pending` was fed, and end when it is the last one."""
-        self.seen += len(self.pending)
-        if token == self.config.eos_token_id:
-            self.stop_reason = "eos"
-            return
-        self.ids.append(token)
-        self.pending = [token]
-        if len(self.ids) == self.max_new_tokens:
-            self.stop_reason = "length"
-        elif self.seen == self.config.n_positions:
-            self.stop_reason = "n_positions"
-        if self.tokenizer is not None:
-            self.text = self.tokenizer.decode(self.ids)
-            found = [at for at in map(self.text.find, self.stop) if at >= 0]
-            if found:
-                self.text, self.stop_reason = self.text[: min(found)], "stop"
-
-    def settled(self) -> str:
-        """The text that later tokens cannot change: without half a character, or what may become a stop string."""
-        text = self.text or ""
-        if self.stop_reason is not None:
-            return text
-        text = text.removesuffix("\ufffd")  # the next token may complete the character
-        held = [n for s in self.stop for n in range(1, len(s)) if text.endswith(s[:n])]
-        return text[: len(text) - max(held, default=0)]
-
-    def interrupt(self) -> None:
-        """End here, with the settled text."""
-        if self.stop_reason is None:
-            self.text, self.stop_reason = self.text and self.settled(), "interrupted"
-
-    def generation(self) -> Generation:
-        """The row as a result. It must have ended."""
-        assert self.stop_reason is not None
-        return Generation(self.ids, self.text, self.stop_reason)

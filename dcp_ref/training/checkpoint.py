@@ -1,7 +1,7 @@
 """The files of a training run. Each is replaced as a whole, so that a kill at any moment leaves a state to resume.
 
     settings.json                          written first: the directory is this run's; and which weights teach
-    tokenizer.json, train.npy, valid.npy   made once, before the first step
+    tokenizer.json, tokenizer_config.json, train.npy, valid.npy   made once, before the first step
     checkpoint.safetensors                 step, config, parameters and optimizer state: what a run resumes from
     metrics.jsonl                          one row a step; those beyond the checkpoint go when a run resumes
     metrics.png                            a picture of them, if asked for
@@ -31,7 +31,8 @@ except ImportError:  # no Unix
     fcntl = None  # type: ignore[assignment]
 
 CHECKPOINT, SETTINGS, METRICS, PLOT = "checkpoint.safetensors", "settings.json", "metrics.jsonl", "metrics.png"
-FILES = (CHECKPOINT, METRICS, PLOT, "tokenizer.json", "train.npy", "valid.npy", "config.json", "model.safetensors")
+FILES = (CHECKPOINT, METRICS, PLOT, "tokenizer.json", "tokenizer_config.json", "train.npy", "valid.npy", "config.json",
+         "model.safetensors")
 
 
 class TrainingError(RuntimeError):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dcp_ref.text_files import decoded
 from dcp_ref.tokenizer import END_OF_TEXT, Tokenizer
 from dcp_ref.training.settings import TrainSettings
 
@@ -45,7 +46,7 @@ def read_documents(paths: Sequence[str]) -> list[str]:
     for path in paths:
         try:
             raw = Path(path).read_bytes()
-            text = (lzma.decompress(raw) if path.endswith(".xz") else raw).decode()
+            text = decoded(lzma.decompress(raw) if path.endswith(".xz") else raw)
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: not UTF-8 at byte {error.start}") from error
         except (OSError, lzma.LZMAError) as error:
@@ -71,14 +72,19 @@ def train_tokenizer(documents: Sequence[str], vocab_size: int) -> Tokenizer:
 
 
 def tokenize(tokenizer: Tokenizer, documents: Sequence[str], pool: Executor) -> np.ndarray:
-    """The documents' token ids, end of text after each (where there is such a token): uint16 or uint32 [N]."""
+    """The documents' token ids, end of text after each (where there is such a token): uint16 or uint32 [N].
+
+    What the tokenizer puts before a text comes before each too, but an end of text is not written twice.
+    """
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    end = np.array([] if tokenizer.eos_id is None else [tokenizer.eos_id], dtype)
+    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
+    once, each = (tokenizer.prefix, []) if tokenizer.prefix == end else ([], tokenizer.prefix)
 
     def encode(document: str) -> np.ndarray:
-        return np.concatenate([np.array(tokenizer.encode(part), dtype) for part in pieces(document)] + [end])
+        ids = [np.array(tokenizer.encode(part, begins=False), dtype) for part in pieces(document)]
+        return np.concatenate([np.array(each, dtype), *ids, np.array(end, dtype)])
 
-    return np.concatenate([np.array([], dtype), *pool.map(encode, documents)])
+    return np.concatenate([np.array(once if documents else [], dtype), *pool.map(encode, documents)])
 
 
 def split(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,110 @@
+"""One row of a batch: a prompt, its continuation so far, and what ends it."""
+
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from dcp_ref.runtime.engine import Engine
+from dcp_ref.runtime.streaming import Stream
+from dcp_ref.weights import Model
+
+
+class Generation(NamedTuple):
+    """What was generated after one prompt.
+
+    `ids`: all tokens drawn, those of a stop string too, but not the end-of-text token. `text`: their text, up to the
+    stop string; None without a tokenizer. Together with the prompt's text it is what decoding all ids writes.
+    `stop_reason`: "length" (max_new_tokens), "stop" (a stop string), "eos" (end of text) or "n_positions" (the model
+    has no position left for the newest token); of a row that was stopped from outside, "interrupted".
+    """
+
+    ids: list[int]
+    text: str | None
+    stop_reason: str
+
+
+class Row:
+    """One prompt and its continuation so far."""
+
+    def __init__(
+        self, model: Model, prompt: list[int], max_new_tokens: int, rng: np.random.Generator, stop: list[str]
+    ) -> None:
+        self.config, self.tokenizer = model.config, model.tokenizer
+        self.max_new_tokens, self.rng, self.stop = max_new_tokens, rng, stop
+        self.sequence: int | None = None  # the engine's handle, from the first step to the last
+        self.live = 0  # tokens that the layers together held when the row ended
+        self.pending = prompt  # tokens to feed next
+        self.seen = 0  # tokens fed
+        self.ids: list[int] = []
+        self.stream = None if model.tokenizer is None else Stream(model.tokenizer, prompt)
+        self.text = None if model.tokenizer is None else ""
+        self.searched = 0  # characters that hold no whole stop string
+        self.stop_reason = None if max_new_tokens else "length"
+
+    @cached_property
+    def undrawable(self) -> np.ndarray:  # -> int64 [N]
+        """The ids that have no text, and do not end one: a model may have more ids than its tokenizer."""
+        if self.tokenizer is None:
+            return np.array([], np.int64)
+        return np.setdiff1d(self.tokenizer.missing(self.config.vocab_size), self.config.ends)
+
+    def start(self, engine: Engine) -> int:
+        """The engine's handle of this row."""
+        if self.sequence is None:
+            self.sequence = engine.new_sequence()
+        return self.sequence
+
+    def release(self, engine: Engine) -> None:
+        """Give the row's pages back, if it holds any."""
+        sequence, self.sequence = self.sequence, None
+        if sequence is not None:
+            try:
+                if self.stop_reason is not None:
+                    self.live = int(engine.live_counts([sequence]).sum())
+            finally:
+                engine.release(sequence)
+
+    def accept(self, token: int) -> None:
+        """Add the token drawn once `pending` was fed, and end when it is the last one."""
+        self.seen += len(self.pending)
+        if token in self.config.ends:
+            self.stop_reason = "eos"
+        else:
+            self.ids.append(token)
+            self.pending = [token]
+            if len(self.ids) == self.max_new_tokens:
+                self.stop_reason = "length"
+            elif self.seen == self.config.n_positions:
+                self.stop_reason = "n_positions"
+            if self.stream is not None:
+                self.stream.push(token)
+        self._read()
+
+    def _read(self) -> None:
+        """Take over the stream's text, all of it at the end; a stop string that is new in it ends the row."""
+        if self.stream is None:
+            return
+        self.text = self.stream.text if self.stop_reason is None else self.stream.whole()
+        found = [self.text.find(s, max(0, self.searched - len(s) + 1)) for s in self.stop]  # it may have begun before
+        self.searched = self.stream.settled
+        if max(found, default=-1) >= 0:
+            self.text, self.stop_reason = self.text[: min(at for at in found if at >= 0)], "stop"
+
+    def settled(self) -> str:
+        """The text that later tokens cannot change: without what may become a character, or a stop string."""
+        if self.stop_reason is not None or self.stream is None:
+            return self.text or ""
+        text = self.stream.text[: self.stream.settled]
+        held = [n for s in self.stop for n in range(1, len(s)) if text.endswith(s[:n])]
+        return text[: len(text) - max(held, default=0)]
+
+    def interrupt(self) -> None:
+        """End here, with all whole characters."""
+        if self.stop_reason is None:
+            self.stop_reason = "interrupted"
+
+    def generation(self) -> Generation:
+        """The row as a result. It must have ended."""
+        assert self.stop_reason is not None
+        return Generation(self.ids, self.text, self.stop_reason)

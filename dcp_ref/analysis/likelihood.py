@@ -26,20 +26,21 @@ def nats(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:  # [N, V], [N] 
     return log_sum - logits[np.arange(len(targets)), targets]
 
 
-def pair_ids(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
+def pair_ids(tokenizer: Tokenizer, context: str, continuation: str, end: int | None = None) -> Pair:
     """The ids of both, cut where the ids of the context alone end, as lm-evaluation-harness does.
 
     White space at the end of the context goes to the continuation, where byte-level BPE has it. An empty context
-    becomes the end of a text.
+    becomes the end of a text: `end`, or else the tokenizer's.
     Raises ValueError when the continuation is empty, or nothing can stand for an empty context.
     """
     stripped = context.rstrip()
     if not continuation:
         raise ValueError("there is no text to score")
     if not stripped:
-        if tokenizer.eos_id is None:
+        end = tokenizer.eos_id if end is None else end
+        if end is None:
             raise ValueError("the context is empty, and the tokenizer has no end of text to stand for it")
-        return [tokenizer.eos_id], tokenizer.encode(context + continuation)
+        return [end], tokenizer.encode(context + continuation)
     ids = tokenizer.encode(stripped)
     both = tokenizer.encode(context + continuation)
     return ids, both[len(ids) :] or tokenizer.encode(context[len(stripped) :] + continuation)

@@ -1,14 +1,17 @@
 """Zero-shot tasks: files of items, as questions that a model answers by likelihood.
 
-    lambada     {"text"}                                        the last word is the answer
-    hellaswag   {"ctx", "endings", "label"}                     which ending follows
-    piqa        {"goal", "sol1", "sol2", "label"}               which solution follows
-    winogrande  {"sentence", "option1", "option2", "answer"}    which option makes what follows the blank likelier
+    lambada     {"text"}                                                    the last word is the answer
+    hellaswag   {"activity_label", "ctx_a", "ctx_b", "endings", "label"}    which ending follows
+    piqa        {"goal", "sol1", "sol2", "label"}                           which solution follows
+    winogrande  {"sentence", "option1", "option2", "answer"}                which option makes likelier what follows
 
-A line is one item, as JSON; label counts from 0, answer is "1" or "2".
+A line is one item, as JSON; label counts from 0, answer is 1 or 2, each a number or its text. The model is asked what
+lm-evaluation-harness asks, so that accuracies compare. A hellaswag item may have "ctx" for its three contexts: then
+nothing says what the activity is.
 """
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,14 +47,25 @@ def lambada(item: dict[str, Any]) -> Question:
 
 
 def hellaswag(item: dict[str, Any]) -> Question:
-    context, endings = _text(item, "ctx"), item.get("endings")
+    endings = item.get("endings")
     if not isinstance(endings, list) or len(endings) != 4 or not all(isinstance(e, str) and e.strip() for e in endings):
         raise ValueError('"endings" must be four texts')
-    return _choice(context, endings, _label(item, "label", (0, 1, 2, 3)))
+    if "ctx_a" in item:
+        then = _text(item, "ctx_b", empty=True).capitalize()
+        context = f"{_text(item, 'activity_label')}: {_text(item, 'ctx_a', empty=True)} {then}"
+    else:
+        context = _text(item, "ctx")
+    return _choice(_unmarked(context), [_unmarked(ending) for ending in endings], _label(item, "label", (0, 1, 2, 3)))
+
+
+def _unmarked(text: str) -> str:
+    """Without the marks of WikiHow, such as [title] and [step], as lm-evaluation-harness leaves them out."""
+    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
 def piqa(item: dict[str, Any]) -> Question:
-    return _choice(_text(item, "goal"), [_text(item, "sol1"), _text(item, "sol2")], _label(item, "label", (0, 1)))
+    context = f"Question: {_text(item, 'goal')}\nAnswer:"
+    return _choice(context, [_text(item, "sol1"), _text(item, "sol2")], _label(item, "label", (0, 1)))
 
 
 def winogrande(item: dict[str, Any]) -> Question:
@@ -60,7 +74,7 @@ def winogrande(item: dict[str, Any]) -> Question:
     if not blank or not after.strip():
         raise ValueError(f'"sentence" must have a blank, {BLANK}, and text after it')
     after = " " + after.strip()
-    right = int(_label(item, "answer", ("1", "2"))) - 1
+    right = _label(item, "answer", (1, 2)) - 1
     return Question([(before + option, after) for option in options], right, [len(option) for option in options])
 
 
@@ -105,15 +119,17 @@ def _choice(context: str, answers: list[str], right: int) -> Question:
     return Question([(context, " " + answer) for answer in answers], right, [len(answer) for answer in answers])
 
 
-def _text(item: dict[str, Any], name: str) -> str:
+def _text(item: dict[str, Any], name: str, empty: bool = False) -> str:
     value = item.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f'"{name}" must be a text that is not empty')
+    if not isinstance(value, str) or not (empty or value.strip()):
+        raise ValueError(f'"{name}" must be a text{"" if empty else " that is not empty"}')
     return value
 
 
-def _label(item: dict[str, Any], name: str, labels: tuple[Any, ...]) -> Any:
+def _label(item: dict[str, Any], name: str, labels: tuple[int, ...]) -> int:
     value = item.get(name)
+    if isinstance(value, str):  # some copies of a data set have numbers, others texts
+        value = int(value) if re.fullmatch(r"\s*\d\s*", value, re.ASCII) else None
     if isinstance(value, bool) or value not in labels:
         raise ValueError(f'"{name}" must be one of {json.dumps(labels)}')
-    return value
+    return int(value)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dcp_ref import options, weights
+from dcp_ref import cli_streams, options, weights
 from dcp_ref.runtime.block import Stats
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.generation import Row, make_rows, prompt_ids, step
@@ -66,9 +66,9 @@ class _Output:
                            for prompt, row in zip(self.prompts, self.rows, strict=True)]
             print(json.dumps({"generations": generations, **facts}), flush=True)
         else:
-            line = ("dcp-ref: {new_tokens} tokens, {tokens_per_second} tokens/s; live {live_tokens} of {seen_tokens} "
+            line = ("{new_tokens} tokens, {tokens_per_second} tokens/s; live {live_tokens} of {seen_tokens} "
                     "tokens seen ({kept:.0%}, {layers} layers together); cache {cache_bytes} bytes")
-            print(line.format(**facts), file=sys.stderr)
+            cli_streams.say("dcp-ref", line.format(**facts))
 
 
 def _facts(engine: Engine, stats: Stats, rows: list[Row], seconds: float) -> dict[str, Any]:

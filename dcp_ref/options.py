@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import re
+import sys
 from typing import Any, get_args, get_origin
 
 from dcp_ref import __version__
@@ -20,6 +21,8 @@ EXAMPLES = """examples:
   dcp-ref train --text book.txt --out pruned --init dense --prune
   dcp-ref evaluate --text book.txt
   dcp-ref COMMAND --help
+
+exit code: 0; 1 after a failure under way, 2 for bad input, 130 after Ctrl-C. Results are on stdout, all else on stderr.
 """
 
 DEFAULT_MODEL = "tiny"
@@ -49,11 +52,17 @@ WAYS = """ways to train what is dropped, which go together as they make sense:
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes -1e-3 and -inf for numbers, which argparse does not; so do the parsers of its commands."""
+    """Takes -1e-3 and -inf for numbers, and raises OSError for help that cannot be written, which argparse does not.
+
+    So do the parsers of its commands.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self._negative_number_matcher = re.compile(r"-(\.?\d|inf(inity)?$)", re.IGNORECASE)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)
 
 
 def parser() -> argparse.ArgumentParser:

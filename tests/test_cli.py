@@ -162,7 +162,8 @@ def test_a_failure_under_way_keeps_what_was_written(run, monkeypatch, error):
     code, out, err = run("the sea")
     assert code == 1 and out.startswith("the sea") and out.endswith("\n")
     assert err.count("\n") == 2 and err.startswith("dcp-ref: 3 tokens, ")
-    assert err.endswith(f"dcp-ref generate: {' '.join(str(error).split()) or 'MemoryError'}\n")
+    said = str(error).replace("\n", "\\n") or "MemoryError"
+    assert err.endswith(f"dcp-ref generate: {said}\n")
 
 
 def test_no_new_tokens(run):

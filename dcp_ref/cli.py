@@ -116,7 +116,7 @@ def _info(args: argparse.Namespace) -> None:
     facts = {
         "dcp-ref": __version__,
         "backend": "native" if native.available() else "numpy",
-        "simd": native.simd_level() or "none: the C extension is not built (install a C compiler, then reinstall)",
+        "simd": native.simd_level() or f"none: {native.missing()}",
         "threads": f"{native.threads()} in the kernels, on {os.cpu_count()} processors",
         "python": platform.python_version(),
         **{name: version(name) for name in ("numpy", "cffi", "safetensors", "tokenizers", "tqdm")},

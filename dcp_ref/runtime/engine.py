@@ -164,9 +164,9 @@ def _backend(backend: str | None) -> str:
     if backend is None:
         backend = "native" if native.available() else "numpy"
         if backend == "numpy":
-            warnings.warn("the C extension is not built: using the NumPy kernels, which are slow", stacklevel=3)
+            warnings.warn(f"using the NumPy kernels, which are slow: {native.missing()}", stacklevel=3)
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is not one of {sorted(BACKENDS)}")
     if backend == "native" and not native.available():
-        raise RuntimeError('C extension not built: install a C compiler and reinstall, or use backend="numpy"')
+        raise RuntimeError(f'{native.missing()}, or use backend="numpy"')
     return backend

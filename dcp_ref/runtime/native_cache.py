@@ -17,7 +17,7 @@ from dcp_ref.runtime.block import (
     page_layout,
 )
 from dcp_ref.runtime.chunks import Chunks
-from dcp_ref.runtime.native import STORAGE, available, ffi, lib, pointer, rows
+from dcp_ref.runtime.native import STORAGE, available, ffi, lib, missing, pointer, rows
 from dcp_ref.runtime.policies import Policy, float32_threshold, for_model
 from dcp_ref.runtime.recording import call
 from dcp_ref.runtime.storage import Room, check_storage
@@ -50,7 +50,7 @@ class NativeCache:
     def __init__(self, config: Config, page_slots: int = 32, max_bytes: int | None = None, kv: str = "float32",
                  policy: Policy | None = None, threshold: float = 0.0, threads: int = 0) -> None:
         if not available():
-            raise RuntimeError('C extension not built: install a C compiler and reinstall, or use backend="numpy"')
+            raise RuntimeError(f"{missing()}, or use KVCache")
         check_pages(page_slots, max_bytes)
         self.config, self.page_slots, self.threads = config, page_slots, threads
         self.kv, self.policy = check_storage("kv", kv), for_model(config, policy)

@@ -4,10 +4,9 @@ import argparse
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from dcp_ref import cli_streams, options, weights
+from dcp_ref import cli_streams, inputs, options, weights
 from dcp_ref.runtime.block import Stats
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.generation import Row, make_rows, prompt_ids, step
@@ -91,19 +90,16 @@ def _prompts(args: argparse.Namespace) -> list[tuple[str, str]]:
     """(name for messages, text) of each prompt: the arguments, then the files, or else standard input."""
     names = ["the prompt"] if len(args.prompts) == 1 else [f"prompt {n + 1}" for n in range(len(args.prompts))]
     data = [(name, text.encode("utf-8", "surrogateescape")) for name, text in zip(names, args.prompts, strict=True)]
-    data += [("standard input" if path == "-" else path, _read(path)) for path in args.file or ([] if data else ["-"])]
+    inputs.check(args.file)
+    data += [(inputs.name(path), _read(path)) for path in args.file or ([] if data else [inputs.STANDARD])]
     return [(name, _utf8(name, text)) for name, text in data]
 
 
 def _read(path: str) -> bytes:
-    """A prompt without the newline that ends its file; "-" is standard input."""
-    if path == "-" and (sys.stdin is None or sys.stdin.isatty()):
+    """A prompt without the newline that ends its file."""
+    if path == inputs.STANDARD and (sys.stdin is None or sys.stdin.isatty()):
         raise ValueError('give a prompt, as in: dcp-ref generate "The old man looked at the sea"')
-    try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    return data.removesuffix(b"\n").removesuffix(b"\r")
+    return inputs.read(path).removesuffix(b"\n").removesuffix(b"\r")
 
 
 def _utf8(name: str, data: bytes) -> str:

@@ -118,7 +118,7 @@ def _bench_options(p: argparse.ArgumentParser) -> None:
 def _evaluate_options(p: argparse.ArgumentParser) -> None:
     add = p.add_argument
     add("--text", nargs="+", action="extend", default=[], metavar="FILE",
-        help="texts to measure on: UTF-8, or .xz; lines <|endoftext|> separate documents")
+        help="texts to measure on: UTF-8, or .xz; - is standard input; lines <|endoftext|> separate documents")
     add("--model", help="a model directory, or the name of a shipped model (default: tiny)")
     add("--context", type=int, metavar="T", help="tokens of a window (default: n_positions)")
     add("--stride", type=int, metavar="S", help="tokens from window to window (default: the context)")
@@ -133,7 +133,7 @@ def _evaluate_options(p: argparse.ArgumentParser) -> None:
              "2 and 1%%)")
     add("--out", metavar="PREFIX", help="sweep: write PREFIX.json, PREFIX.md and PREFIX.png, which needs matplotlib")
     add("--task", choices=sorted(TASKS), help="a zero-shot task; its dense result comes beside a learned one")
-    add("--data", metavar="FILE", help="task: its items, a JSON object a line")
+    add("--data", metavar="FILE", help="task: its items, a JSON object a line; - is standard input")
     add("--limit", type=int, metavar="N", help="task: the first N items only (default: all)")
     engine_options(p)
     add("--json", action="store_true", help="print one JSON object")

@@ -13,8 +13,9 @@ nothing says what the activity is.
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
+
+from dcp_ref import inputs
 
 BLANK = "_"
 
@@ -87,21 +88,19 @@ TASKS = {
 
 
 def read_questions(task: str, path: str, limit: int | None = None) -> list[Question]:
-    """The questions of a file, the first `limit` of them; blank lines are none.
+    """The questions of a file, or of standard input, -: the first `limit` of them; blank lines are none.
 
     Raises ValueError naming the file, and the line that is not an item of this task.
     """
-    if limit is not None and limit < 1:
+    if limit is not None and (isinstance(limit, bool) or limit < 1):
         raise ValueError(f"limit must be 1 or more, not {limit}")
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")  # U+2028 ends no line of JSON
+        lines = inputs.read(path).decode("utf-8").split("\n")  # U+2028 ends no line of JSON
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start}") from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+        raise ValueError(f"{inputs.name(path)}: not UTF-8 at byte {error.start}") from None
     numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip()][:limit]
     if not numbered:
-        raise ValueError(f"{path}: has no items")
+        raise ValueError(f"{inputs.name(path)}: has no items")
     return [_question(task, path, n, line) for n, line in numbered]
 
 
@@ -112,7 +111,7 @@ def _question(task: str, path: str, n: int, line: str) -> Question:
             raise ValueError("must be a JSON object")
         return TASKS[task].question(item)._replace(line=n)
     except ValueError as error:  # JSON's own is one
-        raise ValueError(f"{path}, line {n}: no item of {task}: {error}") from None
+        raise ValueError(f"{inputs.name(path)}, line {n}: no item of {task}: {error}") from None
 
 
 def _choice(context: str, answers: list[str], right: int) -> Question:

@@ -40,6 +40,9 @@ class Engine:
         self.backend, self.config, self.weights = _backend(backend), model.config, check_storage("weights", weights)
         self.policy = for_model(model.config, policy)
         self.threshold = check_threshold(threshold, self.policy.learned)
+        for name, value in (("threads", threads), ("max_cache_bytes", max_cache_bytes)):
+            if isinstance(value, bool):  # it would pass for 0 or 1
+                raise ValueError(f"{name} must be a positive integer or None, not {value}")
         self._threads = 0 if threads is None else operator.index(threads)
         if threads is not None and not 1 <= threads < 2**31:
             raise ValueError(f"threads must be a positive integer or None, not {threads}")

@@ -18,7 +18,8 @@ class Generation(NamedTuple):
 
     `ids`: all tokens drawn, those of a stop string too, but not the end-of-text token. `text`: their text, up to the
     stop string; None without a tokenizer. `stop_reason`: "length" (max_new_tokens), "stop" (a stop string), "eos" (end
-    of text) or "n_positions" (the model has no position left for the newest token).
+    of text), "n_positions" (the model has no position left for the newest token) or, from `dcp-ref generate` alone,
+    "interrupted" (Ctrl-C, or a failure under way, came first).
     """
 
     ids: list[int]
@@ -96,9 +97,15 @@ def _integers(name: str, prompt: Sequence[int]) -> list[int]:
     try:
         if isinstance(prompt, bytes):  # it would pass for integers
             raise TypeError
-        return [operator.index(i) for i in prompt]
+        return [_index(i) for i in prompt]
     except TypeError:
         raise ValueError(f"{name} must be a text or a list of token ids, not {prompt!r}") from None
+
+
+def _index(i: object) -> int:
+    if isinstance(i, bool):  # it would pass for 0 or 1
+        raise TypeError
+    return operator.index(i)  # type: ignore[arg-type]
 
 
 def step(engine: Engine, rows: list["Row"], sampling: Sampling) -> bool:

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
     print(json.dumps(result) if args.json else text)
     if args.out:
         Path(f"{args.out}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        Path(f"{args.out}.md").write_text(text + "\n", encoding="utf-8")
+        Path(f"{args.out}.md").write_text(text + "\n", encoding="utf-8", errors="surrogateescape")  # names as on disk
         plot.plot(points, Path(f"{args.out}.png"), title)
 
 

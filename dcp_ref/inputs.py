@@ -12,6 +12,11 @@ def name(path: str) -> str:
     return "standard input" if path == STANDARD else path
 
 
+def shown(path: str) -> str:
+    """A name for what takes Unicode alone: bytes of it that are no UTF-8 are written out."""
+    return path.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def read(path: str) -> bytes:
     """All its bytes. Raises ValueError naming it, with what the system said."""
     try:

@@ -52,7 +52,7 @@ class Tokenizer:
         """
         whole, vocab, merges = (Path(directory) / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
         if whole.exists():
-            return _read(whole, lambda: cls(tokenizers.Tokenizer.from_file(str(whole))))
+            return _read(whole, lambda: cls(tokenizers.Tokenizer.from_str(whole.read_text(encoding="utf-8"))))
         if not vocab.exists() and not merges.exists():
             return None
         for file, companion in ((vocab, merges), (merges, vocab)):
@@ -109,5 +109,7 @@ def _byte_level(model: models.Model) -> tokenizers.Tokenizer:
 def _read(file: Path, read: Callable[[], Tokenizer]) -> Tokenizer:
     try:
         return read()
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror or error})") from None
     except Exception as error:  # `tokenizers` raises plain Exception
         raise ValueError(f"{file}: not a readable tokenizer ({error}); download it again") from None

@@ -9,6 +9,8 @@ from cli_tools import saved
 from text_models import text_model
 from training_tools import SHAPE, write_text
 
+from dcp_ref import weights
+
 MODEL = text_model()
 CLOSED = "standard output is closed"
 
@@ -105,3 +107,27 @@ def test_nobody_reads_the_messages(commands, name):
         done = subprocess.run([sys.executable, "-m", "dcp_ref", *commands[name][0]], stderr=pipe,
                               stdout=subprocess.PIPE, check=False)
     assert done.returncode == CODES.get(name, 0) and done.stdout.startswith(commands[name][1].encode())
+
+
+def test_names_that_are_no_utf8(tmp_path, commands):
+    """They come out as they are on the disk; in plots and messages, which take Unicode alone, they are written out."""
+    name, book = os.fsdecode(b"mod\xe9l  $a$"), os.fsdecode(b"b\xe9$.txt")
+    weights.save(MODEL, tmp_path / name)
+    write_text(tmp_path / book)
+    command = [sys.executable, "-m", "dcp_ref"]
+
+    def of(*arguments):
+        return subprocess.run([*command, *arguments], cwd=tmp_path, capture_output=True, check=False)
+
+    sweep = ["--sweep", "--thresholds", "1", "--context", "20", "--out", os.fsdecode(b"curv\xe9")]
+    done = of("evaluate", "--text", book, "--model", name, "--max-tokens", "30", *sweep)
+    assert (done.returncode, done.stderr) == (0, b"") and b"mod\xe9l  $a$" in done.stdout
+    assert b"mod\xe9l  $a$" in (tmp_path / os.fsdecode(b"curv\xe9.md")).read_bytes()
+    assert (tmp_path / os.fsdecode(b"curv\xe9.png")).exists()
+    run = ["--steps", "1", "--batch", "1", "--eval-windows", "1", "--valid", book, "--plot", "--init", name, "--prune"]
+    done = of("train", "--text", book, "--out", name + "2", *run)
+    assert (done.returncode, done.stderr) == (0, b"") and b"--model 'mod\xe9l  $a$2'\n" in done.stdout
+    assert (tmp_path / f"{name}2" / "metrics.png").exists()
+    assert of("generate", "the", "--model", name + "2", "--max-new-tokens", "1").returncode == 0
+    err = of("generate", "--file", "no\n  thing\x1b").stderr
+    assert err.startswith(b"dcp-ref generate: no\\n  thing\\x1b: cannot be read")

@@ -12,7 +12,8 @@ from pathlib import Path
 from cffi import FFI
 
 # Relative to setup.py, as setuptools wants them.
-SOURCES = [f"csrc/{name}.c" for name in ("slots", "cache", "judge", "attend", "step", "decode", "linear", "layers", "threads", "training")]
+SOURCES = [f"csrc/{name}.c" for name in (
+    "slots", "cache", "judge", "attend", "step", "decode", "linear", "layers", "threads", "training")]
 HEADERS = [f"csrc/{name}.h" for name in ("dcp", "training")]
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []  # elsewhere the compiler may not have it: one thread
 # Where the loader picks AVX-512, in full width: twelve rows of sums then fit the registers.

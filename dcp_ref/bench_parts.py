@@ -38,7 +38,8 @@ class Attention:
         self.sequences, self.seen = [self.cache.new_sequence()], live
         batch_of_one = self.cache.reserve(self.sequences, [live])
         for layer in range(config.n_layer):
-            self.cache.step(layer, batch_of_one, *self._qkv(rng, live))
+            q, k, v = self._qkv(rng, live)
+            self.cache.step(layer, batch_of_one, q, k, v)
         self.sequences += [self.cache.fork(self.sequences[0]) for _ in range(batch - 1)]
         self.qkv = self._qkv(rng, batch)
         self.cache.reserve(self.sequences, [steps] * batch)
@@ -50,7 +51,8 @@ class Attention:
         """One token of each sequence, in every layer."""
         batch = self.cache.reserve(self.sequences, [1] * len(self.sequences))
         for layer in range(self.config.n_layer):
-            self.cache.step(layer, batch, *self.qkv)
+            q, k, v = self.qkv
+            self.cache.step(layer, batch, q, k, v)
         self.seen += 1
 
     @property

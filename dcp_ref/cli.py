@@ -1,8 +1,8 @@
 """The `dcp-ref` command: generate | train | evaluate | download | bench | info."""
 
 import argparse
+import contextlib
 import dataclasses
-import io
 import json
 import os
 import platform
@@ -11,50 +11,84 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import Any, TextIO, cast
 
-from dcp_ref import __version__, cli_bench, cli_evaluate, cli_generate, files, native, options, tokenizer_files, weights
+from dcp_ref import (
+    __version__,
+    cli_bench,
+    cli_evaluate,
+    cli_generate,
+    cli_streams,
+    files,
+    native,
+    options,
+    tokenizer_files,
+    weights,
+)
 from dcp_ref.training import TrainSettings, train
 
 DOWNLOADED = ["config.json", weights.GENERATION, "model.safetensors", "model.safetensors.index.json",
               "model-*.safetensors", *tokenizer_files.ALL]
+NEWS = ("train", "download")  # commands that put their results on the disk, and only news of them on stdout
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0, 1 for a failure under way, 2 for bad input, 130 after Ctrl-C."""
-    parser = options.parser()
-    args = parser.parse_args(arguments)
-    if args.command is None:
-        parser.print_help()
-        return 0
-    if isinstance(sys.stdout, io.TextIOWrapper):  # text is UTF-8, in and out, and is seen line by line in a pipe too
-        sys.stdout.reconfigure(encoding="utf-8", line_buffering=True)
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: _say(args, message)
+    """Run one command. Returns the exit code: 0, 1 for a failure under way, 2 for bad input, 130 after Ctrl-C.
+
+    A failure under way is one of stdout too. Raises SystemExit as argparse does, after --help or for a mistyped option.
+    """
+    closed = cli_streams.fill()
+    with contextlib.redirect_stderr(cast(TextIO, cli_streams.Heedless(sys.stderr))):
+        name, parser = "dcp-ref", options.parser()
         try:
+            args = parser.parse_args(arguments)
+            if args.command is None:
+                parser.print_help()
+                return _ended(name, 0)
+        except SystemExit as end:
+            raise SystemExit(_ended(name, end.code)) from None
+        except OSError as error:  # of the help that was asked for
+            return _ended(name, _told(name, error))
+        name = f"dcp-ref {args.command}"
+        return _ended(name, _run(name, args, closed))
+
+
+def _run(name: str, args: argparse.Namespace, closed: bool) -> int:
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: cli_streams.say(name, message)
+        try:
+            _prepare_stdout(args, closed)
             COMMANDS[args.command](args)
             return 0
-        except KeyboardInterrupt as stop:
-            return _failed(args, 130, str(stop) or "interrupted")
-        except BrokenPipeError:  # the reader of our output went away
-            return _failed(args, 1, None)
-        except ValueError as error:  # what the user can put right
-            return _failed(args, 2, error)
-        except (MemoryError, OSError, RuntimeError) as error:
-            return _failed(args, 1, error)
+        except (KeyboardInterrupt, ValueError, MemoryError, OSError, RuntimeError) as error:
+            return _told(name, error)
 
 
-def _say(args: argparse.Namespace, message: object) -> None:
-    """One line on stderr."""
-    print(f"dcp-ref {args.command}:", *str(message).split(), file=sys.stderr)
+def _told(name: str, error: BaseException) -> int:
+    """The exit code that goes with an error, which has been told then."""
+    if isinstance(error, BrokenPipeError):  # the reader of our output went away
+        return 1
+    interrupted = isinstance(error, KeyboardInterrupt)
+    cli_streams.say(name, str(error) or ("interrupted" if interrupted else type(error).__name__))
+    return 130 if interrupted else 2 if isinstance(error, ValueError) else 1  # 2: what the user can put right
 
 
-def _failed(args: argparse.Namespace, code: int, error: object) -> int:
-    if error is not None:
-        _say(args, str(error) or type(error).__name__)
+def _prepare_stdout(args: argparse.Namespace, closed: bool) -> None:
+    """Raises OSError when it is closed and the command's result would go there; the lines of NEWS are not missed."""
+    if closed and args.command not in NEWS:
+        raise OSError("standard output is closed, so there is nowhere to write to")
+    if closed:
+        cli_streams.silence(sys.stdout)
+    cli_streams.as_utf8(sys.stdout)
+
+
+def _ended(name: str, code: Any) -> Any:
+    """The exit code, once stdout has written all; another where it cannot, and nothing failed before."""
     try:
-        print(end="", flush=True)
-    except OSError:  # what nobody can read is dropped, or the interpreter would try, and complain, at its exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stdout.flush()
+    except OSError as error:
+        cli_streams.silence(sys.stdout)
+        return code or _told(name, error)
     return code
 
 
@@ -78,7 +112,7 @@ def _download(args: argparse.Namespace) -> None:
     try:
         snapshot_download(args.name, local_dir=out, allow_patterns=DOWNLOADED)
     except Exception as error:  # the hub's errors and its HTTP library's: too many to name
-        raise RuntimeError(f"{args.name}: {error}") from error
+        raise RuntimeError(f"{args.name}: {' '.join(str(error).split())}") from error  # they come in many lines
     weights.load(out)
     _ready(out)
 
@@ -92,7 +126,7 @@ def _info(args: argparse.Namespace) -> None:
     facts = {
         "dcp-ref": __version__,
         "backend": "native" if native.available() else "numpy",
-        "simd": native.simd_level() or "none: the C extension is not built (install a C compiler, then reinstall)",
+        "simd": native.simd_level() or f"none: {native.missing()}",
         "threads": f"{native.threads()} in the kernels, on {os.cpu_count()} processors",
         "python": platform.python_version(),
         **{name: version(name) for name in ("numpy", "cffi", "safetensors", "tokenizers", "tqdm")},

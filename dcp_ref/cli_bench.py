@@ -3,12 +3,11 @@
 import argparse
 import json
 import platform
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dcp_ref import __version__, native
+from dcp_ref import __version__, cli_streams, native
 from dcp_ref.analysis.plot import REMEDY, have_matplotlib
 from dcp_ref.bench import Point, random_model, sweep
 from dcp_ref.bench_parts import Attention, Linears
@@ -38,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
         (Path(args.out) / "bench.json").write_text(as_json + "\n", encoding="utf-8")
         (Path(args.out) / "bench.md").write_text(text + "\n", encoding="utf-8")
         if not plot(points_of(result), Path(args.out) / "bench.png"):
-            print(f"dcp-ref bench: {NO_PLOT}", file=sys.stderr)
+            cli_streams.say("dcp-ref bench", NO_PLOT)
 
 
 def measure(model: Model, contexts: Sequence[int], shares: Sequence[float], rounds: int, batch: int,

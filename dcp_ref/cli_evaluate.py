@@ -5,7 +5,7 @@ import json
 import math
 from typing import Any
 
-from dcp_ref import cli_sweep, options
+from dcp_ref import cli_sweep, inputs, options
 from dcp_ref.analysis import perplexity, tasks, zero_shot
 from dcp_ref.analysis.table import markdown, percent
 from dcp_ref.analysis.texts import count_bytes, load, read_tokens, tokenizer_of
@@ -26,6 +26,7 @@ def run(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Raises ValueError for options that do not go together."""
+    inputs.check(args.text)
     def given(name: str) -> bool:
         value = getattr(args, name)
         return not (value is None or value is False or value == [])
@@ -79,7 +80,7 @@ def _task(args: argparse.Namespace) -> None:
     try:
         encoded = zero_shot.encode(questions, tokenizer_of(model), model.config.n_positions)
     except ValueError as error:
-        raise ValueError(f"{args.data}, {error}") from None
+        raise ValueError(f"{inputs.name(args.data)}, {error}") from None
     engines = [engine]
     if engine.policy.learned:
         engines.append(options.engine(model, argparse.Namespace(**{**vars(args), "policy": "dense", "threshold": 0.0})))

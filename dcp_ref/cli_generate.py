@@ -6,10 +6,9 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from dcp_ref import options, weights
+from dcp_ref import cli_streams, inputs, options, weights
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.generation import Row, make_rows, prompt_ids, step
 from dcp_ref.runtime.sampling import Sampling
@@ -80,9 +79,9 @@ class _Output:
                            for prompt, row in zip(self.prompts, self.rows, strict=True)]
             print(json.dumps({"generations": generations, **facts}), flush=True)
         else:
-            line = ("dcp-ref: {new_tokens} tokens, {tokens_per_second} tokens/s; live {live_tokens} of {seen_tokens} "
+            line = ("{new_tokens} tokens, {tokens_per_second} tokens/s; live {live_tokens} of {seen_tokens} "
                     "tokens seen ({kept:.0%}, {layers} layers together); cache {cache_bytes} bytes")
-            print(line.format(**facts), file=sys.stderr)
+            cli_streams.say("dcp-ref", line.format(**facts))
 
 
 def _facts(engine: Engine, held: tuple[int, int], rows: list[Row], seconds: float) -> dict[str, Any]:
@@ -107,19 +106,15 @@ def _prompts(args: argparse.Namespace) -> list[tuple[str, str]]:
     names = ["the prompt"] if len(args.prompts) == 1 else [f"prompt {n + 1}" for n in range(len(args.prompts))]
     prompts = [(name, _utf8(name, text.encode("utf-8", "surrogateescape")))
                for name, text in zip(names, args.prompts, strict=True)]
-    files = [("standard input" if path == "-" else path, _read(path))
-             for path in args.file or ([] if prompts else ["-"])]
+    inputs.check(args.file)
+    files = [(inputs.name(path), _read(path)) for path in args.file or ([] if prompts else [inputs.STANDARD])]
     return prompts + [(name, _utf8(name, data, decoded).removesuffix("\n")) for name, data in files]
 
 
 def _read(path: str) -> bytes:
-    """What a file holds; "-" is standard input."""
-    if path == "-" and (sys.stdin is None or sys.stdin.isatty()):
+    if path == inputs.STANDARD and (sys.stdin is None or sys.stdin.isatty()):
         raise ValueError('give a prompt, as in: dcp-ref generate "The old man looked at the sea"')
-    try:
-        return sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
+    return inputs.read(path)
 
 
 def _utf8(name: str, data: bytes, decode: Callable[[bytes], str] = bytes.decode) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from dcp_ref import options
 from dcp_ref.analysis import perplexity, plot, sweep, texts
+from dcp_ref.training.data import read_documents
 
 
 def run(args: argparse.Namespace) -> None:
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
     print(json.dumps(result) if args.json else text)
     if args.out:
         Path(f"{args.out}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        Path(f"{args.out}.md").write_text(text + "\n", encoding="utf-8")
+        Path(f"{args.out}.md").write_text(text + "\n", encoding="utf-8", errors="surrogateescape")  # names as on disk
         plot.plot(points, Path(f"{args.out}.png"), title)
 
 
@@ -62,11 +63,12 @@ def _plan(args: argparse.Namespace) -> sweep.Sweep:
 
 def _common_tokens(plan: sweep.Sweep, args: argparse.Namespace) -> np.ndarray:  # -> [N]
     """The texts' tokens, if all models find the same. Raises ValueError."""
-    tokens = texts.read_tokens(plan.base[1], args.text, args.max_tokens)
+    documents = read_documents(args.text)  # once: standard input cannot be read again
+    tokens = texts.tokens_of(plan.base[1], documents, args.max_tokens)
     for name, model in plan.pruned:
         if model is plan.base[1]:
             continue
-        if not np.array_equal(texts.read_tokens(model, args.text, args.max_tokens), tokens):
+        if not np.array_equal(texts.tokens_of(model, documents, args.max_tokens), tokens):
             raise ValueError(f"{name} and {plan.base[0]} have different tokenizers: their perplexities a token cannot "
                              "be compared; sweep each by itself")
     return tokens

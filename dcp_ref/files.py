@@ -1,10 +1,12 @@
 """Checkpoint files: read with every byte accounted for, replaced together or not at all. Nothing is ever unpickled."""
 
 import contextlib
+import errno
 import json
 import mmap
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,9 +34,10 @@ def find_model(path_or_name: str | os.PathLike[str]) -> Path:
     directory = Path(path_or_name)
     if path_or_name == "":  # Path("") would be the directory that we are in
         raise CheckpointError(f"the path is empty; give a directory, or one of the shipped models {shipped_models()}")
-    if directory.is_dir():
+    mode = _mode(directory)
+    if mode is not None and stat.S_ISDIR(mode):
         return directory
-    if directory.exists():
+    if mode is not None:
         raise CheckpointError(f"{directory}: a file; give the directory that holds it")
     if isinstance(path_or_name, str) and path_or_name in shipped_models():  # "./tiny" and Path("tiny") are paths
         return SHIPPED / path_or_name
@@ -42,6 +45,23 @@ def find_model(path_or_name: str | os.PathLike[str]) -> Path:
         f"{os.fspath(path_or_name)}: no such directory, nor the bare name of a shipped model (there are "
         f"{shipped_models()})"
     )
+
+
+def _mode(path: Path) -> int | None:
+    """What stat says of a path; None where there is nothing. Raises CheckpointError where the system does not say."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in a name
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    """What the system said: the file may be whole, and nothing is to be downloaded again."""
+    hint = ": this disk cannot map files into memory, copy the directory to another" * (
+        getattr(error, "errno", None) == errno.ENODEV)
+    return CheckpointError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}){hint}")
 
 
 def shipped_models() -> list[str]:
@@ -55,7 +75,9 @@ def read_json(file: Path) -> dict[str, Any]:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{file}: missing; a checkpoint directory needs it") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise _unreadable(file, error) from None
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: not readable as JSON ({error}); download it again") from None
     if not isinstance(fields, dict):
         raise CheckpointError(f"{file}: must hold a JSON object, not a {type(fields).__name__}; download it again")
@@ -84,9 +106,9 @@ def read_tensors(directory: Path) -> tuple[dict[str, np.ndarray], Callable[[str]
 def _weight_files(directory: Path) -> list[Path]:
     """model.safetensors, or else the shards that model.safetensors.index.json lists."""
     whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if whole.exists():
+    if _mode(whole) is not None:
         return [whole]
-    if not index.exists():
+    if _mode(index) is None:
         raise CheckpointError(f"{whole}: missing; {_instead(directory)}")
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards:
@@ -94,7 +116,7 @@ def _weight_files(directory: Path) -> list[Path]:
     for tensor, shard in shards.items():
         if not isinstance(shard, str) or not SHARD.fullmatch(shard):
             raise CheckpointError(f"{index}: {tensor}: {shard!r} is not the plain name of a .safetensors file")
-        if not (directory / shard).exists():
+        if _mode(directory / shard) is None:
             raise CheckpointError(f"{index}: {tensor}: its file {shard} is missing; download it")
     return [directory / shard for shard in sorted(set(shards.values()))]
 
@@ -109,9 +131,12 @@ def _instead(directory: Path) -> str:
 
 def _read_file(file: Path) -> dict[str, np.ndarray]:
     try:
-        with safe_open(file, framework="numpy"):  # checks header, offsets and length; but it cannot give bfloat16,
-            raw = np.asarray(np.memmap(file, np.uint8, "r"))  # so we read the tensors themselves
-    except (SafetensorError, OSError, ValueError) as error:
+        raw = np.asarray(np.memmap(file, np.uint8, "r"))  # first: safe_open does not tell the system's errors apart
+        with safe_open(file, framework="numpy"):  # checks header, offsets and length; but it cannot give bfloat16
+            pass
+    except OSError as error:
+        raise _unreadable(file, error) from None
+    except (SafetensorError, ValueError) as error:
         raise CheckpointError(f"{file}: not a whole safetensors file ({error}); download it again") from None
     start = 8 + int.from_bytes(raw[:8].tobytes(), "little")
     tensors = {}

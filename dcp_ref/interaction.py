@@ -69,7 +69,7 @@ def check_threshold(threshold: float, learned: bool) -> float:
 
     Raises ValueError when it is no number, or not 0 where there are no scores.
     """
-    if not isinstance(threshold, numbers.Real) or math.isnan(threshold):
+    if not isinstance(threshold, numbers.Real) or isinstance(threshold, bool) or math.isnan(threshold):
         raise ValueError(f"threshold must be a number, not {threshold!r}")
     if threshold != 0 and not learned:
         raise ValueError(f"threshold is {threshold}, but nothing is dropped by a learned score here: leave it 0, or "

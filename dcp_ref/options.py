@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import re
+import sys
 from typing import Any, get_args, get_origin
 
 from dcp_ref import __version__
@@ -20,6 +21,8 @@ EXAMPLES = """examples:
   dcp-ref train --text book.txt --out pruned --init dense --prune
   dcp-ref evaluate --text book.txt
   dcp-ref COMMAND --help
+
+exit code: 0; 1 after a failure under way, 2 for bad input, 130 after Ctrl-C. Results are on stdout, all else on stderr.
 """
 
 DEFAULT_MODEL = "tiny"
@@ -49,11 +52,17 @@ WAYS = """ways to train what is dropped, which go together as they make sense:
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes -1e-3 and -inf for numbers, which argparse does not; so do the parsers of its commands."""
+    """Takes -1e-3 and -inf for numbers, and raises OSError for help that cannot be written, which argparse does not.
+
+    So do the parsers of its commands.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self._negative_number_matcher = re.compile(r"-(\.?\d|inf(inity)?$)", re.IGNORECASE)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -110,7 +119,7 @@ def _bench_options(p: argparse.ArgumentParser) -> None:
 def _evaluate_options(p: argparse.ArgumentParser) -> None:
     add = p.add_argument
     add("--text", nargs="+", action="extend", default=[], metavar="FILE",
-        help="texts to measure on: UTF-8, or .xz; lines <|endoftext|> separate documents")
+        help="texts to measure on: UTF-8, or .xz; - is standard input; lines <|endoftext|> separate documents")
     add("--model", help="a model directory, or the name of a shipped model (default: tiny)")
     add("--context", type=int, metavar="T", help="tokens of a window (default: n_positions)")
     add("--stride", type=int, metavar="S", help="tokens from window to window (default: the context)")
@@ -125,7 +134,7 @@ def _evaluate_options(p: argparse.ArgumentParser) -> None:
              "2 and 1%%)")
     add("--out", metavar="PREFIX", help="sweep: write PREFIX.json, PREFIX.md and PREFIX.png, which needs matplotlib")
     add("--task", choices=sorted(TASKS), help="a zero-shot task; its dense result comes beside a learned one")
-    add("--data", metavar="FILE", help="task: its items, a JSON object a line")
+    add("--data", metavar="FILE", help="task: its items, a JSON object a line; - is standard input")
     add("--limit", type=int, metavar="N", help="task: the first N items only (default: all)")
     engine_options(p)
     add("--json", action="store_true", help="print one JSON object")

@@ -14,7 +14,7 @@ from dcp_ref.native.cache import NativeCache
 from dcp_ref.runtime.cache import KVCache
 
 if not native.available():
-    print("The C extension is not built, so there are no slots to show: install a C compiler, then dcp_ref again.")
+    print(f"There are no slots to show: {native.missing()}")
     sys.exit()
 
 config = Config(vocab_size=1, n_positions=16, n_embd=16, n_layer=1, n_head=1, int_n_embd=16)

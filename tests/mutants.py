@@ -239,7 +239,7 @@ MUTANTS = [
     Mutant("an option of winogrande has no blank", "dcp_ref/analysis/tasks.py", "(before + option, after)",
            "(before, option + after)", MEASURED),
     Mutant("the longest answer is normalised most", "dcp_ref/analysis/zero_shot.py",
-           "f.nats / (length", "f.nats * (length", MEASURED),
+           "each / length if", "each * length if", MEASURED),
 ]
 
 

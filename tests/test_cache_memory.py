@@ -42,7 +42,7 @@ def test_what_one_sequence_frees_another_takes():
     full = cache.stats()
     assert full.bytes_owned == full.bytes_reserved == four_pages
     with pytest.raises(MemoryError):
-        batch = cache.reserve([1], [1])
+        cache.reserve([1], [1])
     assert cache.stats() == full
     np.testing.assert_array_equal(cache.live_positions(0, 1), range(4))
     cache.release(0)

@@ -114,7 +114,7 @@ def test_no_weights(tmp_path):
 def test_weights_that_are_a_directory(tmp_path):
     (directory_of(tmp_path) / "model.safetensors").unlink()
     (tmp_path / "model.safetensors").mkdir()
-    assert_refuses(tmp_path, "model.safetensors: not a whole safetensors file")
+    assert_refuses(tmp_path, "model.safetensors: cannot be read (Is a directory)")
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "checkpoint.pth", "model.safetensors"])

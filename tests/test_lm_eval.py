@@ -24,24 +24,37 @@ ITEMS = [{"goal": goal, "sol1": one, "sol2": two, "label": label} for goal, one,
     ("the old man", "looked at the sea", "was grey", 0), ("the sea", "looked at the old man", "was grey", 1),
     ("and the naïve old man said", "the sea", "señor, the sea was grey", 1), ("the grey sea was old,", "a", "the", 0),
     ("said the old man", "looked", "sea", 1)]]
-YAML = """task: small_piqa
+HELLASWAG = [
+    {"activity_label": "Old men", "ctx_a": "the old man looked [title] the sea. [step] and", "ctx_b": "the Sea",
+     "label": label, "endings": ["[step] was grey [title] so", "said  the", "looked", "[substeps] señor [x] was grey"]}
+    for label in ("0", "1", "2", "3")]
+YAML = """task: small_{task}
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {file}}}}}
 test_split: test
 output_type: multiple_choice
-doc_to_text: "{{{{goal}}}}"
-doc_to_target: label
-doc_to_choice: "{{{{[sol1, sol2]}}}}"
 metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
 """
+YAMLS = {  # the rest of each is the harness's own file
+    "piqa": r"""doc_to_text: "Question: {{goal}}\nAnswer:"
+doc_to_target: label
+doc_to_choice: "{{[sol1, sol2]}}"
+""",
+    "hellaswag": """process_docs: !function process.process_docs
+doc_to_text: "{{query}}"
+doc_to_target: "{{label}}"
+doc_to_choice: choices
+"""}
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("harness")
     weights.save(MODEL, path / "model")
-    (path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in ITEMS))
-    (path / "small_piqa.yaml").write_text(YAML.format(file=path / "items.jsonl"))
+    for task, items in (("piqa", ITEMS), ("hellaswag", HELLASWAG)):
+        (path / f"{task}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+        (path / f"small_{task}.yaml").write_text(YAML.format(task=task, file=path / f"{task}.jsonl") + YAMLS[task])
+    (path / "process.py").write_text("from lm_eval.tasks.hellaswag.utils import process_docs\n")
     os.environ |= {"HF_DATASETS_CACHE": str(path / "cache"), "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     return path
 
@@ -53,19 +66,19 @@ def adapter(directory):
     return DcpRef(str(directory / "model"), policy="sinks:2,9", threads=1)
 
 
-def expected(directory):
-    questions = tasks.read_questions("piqa", str(directory / "items.jsonl"))
-    encoded = zero_shot.encode(questions, MODEL.tokenizer, MODEL.config.n_positions)
-    return zero_shot.answer(Engine(MODEL, policy=policies.sinks(2, 9)), "piqa", questions, encoded)
-
-
-def test_a_local_task(adapter, directory):
+@pytest.mark.parametrize("task", ["piqa", "hellaswag"])
+def test_a_local_task(adapter, directory, task):
     import lm_eval
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(directory), include_defaults=False)
-    result = lm_eval.simple_evaluate(model=adapter, tasks=["small_piqa"], task_manager=manager, bootstrap_iters=0)
-    found, ours = result["results"]["small_piqa"], expected(directory)
+    result = lm_eval.simple_evaluate(model=adapter, tasks=[f"small_{task}"], task_manager=manager, bootstrap_iters=0)
+    questions = tasks.read_questions(task, str(directory / f"{task}.jsonl"))
+    asked = [tuple(request) for sample in result["samples"][f"small_{task}"] for request in sample["arguments"]]
+    assert asked == [pair for question in questions for pair in question.pairs]
+    encoded = zero_shot.encode(questions, MODEL.tokenizer, MODEL.config.n_positions)
+    ours = zero_shot.answer(Engine(MODEL, policy=policies.sinks(2, 9)), task, questions, encoded)
+    found = result["results"][f"small_{task}"]
     assert found["acc,none"] == ours["accuracy"] and found["acc_norm,none"] == ours["accuracy_normalized"]
 
 
@@ -104,13 +117,79 @@ def test_generation(adapter):
         request("the sea", {"until": [], "max_gen_toks": 12}), request("the sea", {"until": stop, "max_gen_toks": 12}),
         request("the sea " * 40, {"max_gen_toks": 3, "do_sample": True, "temperature": 2.0}),
         request("", {"max_gen_toks": 1}), request("the sea", {"max_gen_toks": 0}),
-        *(request("the sea", {"do_sample": True, "max_gen_toks": 12, **top_k}) for top_k in ({}, {"top_k": 0})),
     ], disable_tqdm=True)
     assert found[0] == free.text and found[1] == free.text[: free.text.index(stop)]
-    assert found[4] == "" and found[5] == found[6] != free.text
+    assert found[4] == ""
     assert adapter.engine.stats().live_tokens == 0
-    with pytest.raises(ValueError, match=r"\['beams'\] are unknown"):
-        adapter.generate_until([request("the", {"beams": 3})])
+
+
+def continued(adapter, *told, text="the sea"):
+    return adapter.generate_until([request(text, each) for each in told], disable_tqdm=True)
+
+
+def test_a_request_is_understood_as_the_harness_does(adapter):
+    greedy = [continued(adapter, {"max_gen_toks": n})[0] for n in range(8)]
+    ids = len(MODEL.tokenizer.encode("the sea"))
+    same = [{"max_new_tokens": 5}, {"max_tokens": 5}, {"max_completion_tokens": 5}, {"max_length": ids + 5},
+            {"max_gen_toks": 5, "max_new_tokens": 7, "max_tokens": 6}, {"max_new_tokens": 5, "max_tokens": 7},
+            {"max_gen_toks": 5, "temperature": 0.0}, {"max_gen_toks": 5, "temperature": 2.0, "do_sample": False},
+            {"max_gen_toks": 5, "until": ""}, {"max_gen_toks": 5, "until": ["", "never"]},
+            {"max_gen_toks": 5, "until": None}, {"max_gen_toks": 5, "num_beams": 1, "repetition_penalty": 1.0}]
+    same = [{"max_gen_toks": 8} | told if "max_length" in told else told for told in same]
+    assert continued(adapter, *same) == [greedy[5]] * len(same)
+
+
+def test_sampling(adapter):
+    """A temperature alone draws; so does do_sample alone, at 1. Requests draw numbers of their own, always the same."""
+    hot = {"max_gen_toks": 12, "temperature": 1.0}
+    first, second = continued(adapter, hot, hot)
+    [greedy] = continued(adapter, {"max_gen_toks": 12})
+    assert len({first, second, greedy}) == 3
+    for told in ({"do_sample": True}, {"do_sample": True, "top_k": 0}, {"top_k": -1, "temperature": 1.0}):
+        assert continued(adapter, {"max_gen_toks": 12, **told}) == [first]
+    assert continued(adapter, hot | {"top_k": 1}) == [greedy]
+
+
+def test_a_prompt_is_cut_as_the_harness_does_and_never_without_a_word(adapter, caplog):
+    n, long = MODEL.config.n_positions, "the old man looked at the sea " * 5
+    ids = MODEL.tokenizer.encode(long)
+    fed, feed = [], adapter.engine.feed
+    adapter.engine.feed = lambda sequences, rows, *rest: (fed.append(list(rows[0])), feed(sequences, rows, *rest))[1]
+    try:
+        continued(adapter, {"max_gen_toks": 5}, text=long)
+        assert fed[0] == ids[-(n - 5) :] and "1 of 1 contexts were cut from the left" in caplog.text
+        adapter.loglikelihood([request("the", " sea"), request(long, " the")], disable_tqdm=True)
+        assert "1 of 2 contexts were cut from the left" in caplog.text
+        fed.clear()
+        for told in ({"max_gen_toks": n}, {"max_new_tokens": n + 3}, {}):  # 256 unless a request says it
+            with pytest.raises(ValueError, match=rf"max_gen_toks is \d+, but the model has {n} positions"):
+                continued(adapter, told, text=long)
+        with pytest.raises(ValueError, match=rf"max_length is 3, but the prompt has {n - 9} tokens"):
+            continued(adapter, {"max_gen_toks": 9, "max_length": 3}, text=long)
+        assert not fed
+    finally:
+        del adapter.engine.feed
+
+
+@pytest.mark.parametrize("told", [{"beams": 3}, {"num_beams": 2}, {"repetition_penalty": 1.2}])
+def test_what_the_engine_cannot_do_is_refused_by_name(adapter, told):
+    with pytest.raises(ValueError, match=rf"\['{next(iter(told))}'\] are unknown"):
+        continued(adapter, {"max_gen_toks": 3, **told})
+
+
+def test_an_end_of_text_that_the_config_names(tmp_path):
+    """Also where the context is empty, and before the windows of a text."""
+    from dcp_ref.analysis.lm_eval import DcpRef
+
+    weights.save(MODEL, tmp_path)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(file.read_text(encoding="utf-8").replace("<|endoftext|>", "</s>"), encoding="utf-8")
+    found, expected = DcpRef(str(tmp_path), threads=1), Engine(MODEL)
+    assert found.tokenizer.encode("</s>") == [found.end] == [MODEL.config.eos_token_id]
+    [one] = score(expected, [([found.end], MODEL.tokenizer.encode("the sea"))])
+    assert found.loglikelihood([request("", "the sea")], True) == [(pytest.approx(-one.nats), one.greedy)]
+    assert found.loglikelihood_rolling([request("the sea")], True) == [pytest.approx(-one.nats)]
+    assert continued(found, {"max_gen_toks": 3}, text="") == [generate(MODEL, [[found.end]], 3, temperature=0)[0].text]
 
 
 def test_likelihoods_add_up(adapter):

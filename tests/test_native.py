@@ -34,7 +34,8 @@ def test_the_c_functions_check_for_themselves(wrong):
     given = {"layer": 0, "start": [0], "count": [1], "bytes": 2**20, **wrong}
     if given.get("released"):
         cache.release(handle)
-    arrays = [ffi.new("dcp_sequence *[]", [found.c]), *(ffi.new("size_t[]", given[name]) for name in ("start", "count"))]
+    starts, counts = (ffi.new("size_t[]", given[name]) for name in ("start", "count"))
+    arrays = [ffi.new("dcp_sequence *[]", [found.c]), starts, counts]
     step = ffi.new("dcp_input *", {"layer": given["layer"], "batch": 1, "sequence": arrays[0], "start": arrays[1],
                                    "count": arrays[2]})
     before = cache.stats()

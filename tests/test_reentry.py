@@ -1,4 +1,4 @@
-"""What comes between: finalizers, signal handlers, generators, interrupts and refused memory. All or nothing, never a crash."""
+"""What comes between: finalizers, signal handlers, generators, interrupts, refused memory. All or nothing, no crash."""
 
 import gc
 import random

@@ -22,12 +22,32 @@ def written(tmp_path, *lines):
 @pytest.mark.parametrize(("task", "expected"), [
     ("lambada", Question([("He opened the old\ndoor and saw the", " sea")], 0, [3])),
     ("hellaswag", Question([("He opens a door.", " " + e) for e in HELLASWAG["endings"]], 1, [9, 10, 1, 3])),
-    ("piqa", Question([("Open a door", " Push it."), ("Open a door", " Eat it.")], 0, [8, 7])),
+    ("piqa", Question([("Question: Open a door\nAnswer:", answer) for answer in (" Push it.", " Eat it.")], 0, [8, 7])),
     ("winogrande", Question([("The door hit the cat as the cat", " was slow."),
                              ("The door hit the cat as the door", " was slow.")], 1, [3, 4])),
 ])
 def test_questions(tmp_path, task, expected):
     assert read_questions(task, written(tmp_path, "", ITEMS[task])) == [expected._replace(line=2)]
+
+
+@pytest.mark.parametrize(("task", "name", "labels"), [("hellaswag", "label", (0, 1, 2, 3)), ("piqa", "label", (0, 1)),
+                                                     ("winogrande", "answer", (1, 2))])
+def test_labels_are_numbers_or_their_texts(task, name, labels):
+    for label in labels:
+        forms = [label, float(label), str(label), f" {label}\n"]
+        assert [TASKS[task].question({**ITEMS[task], name: form}).right for form in forms] == [label - labels[0]] * 4
+
+
+def test_the_marks_of_wikihow():
+    """What lm-evaluation-harness makes of an item as it is published (tests/test_lm_eval.py asks it)."""
+    item = {"activity_label": "Shoes", "ctx_a": "[header] How to tie a shoe [title] Take a lace. [step] Hold  it.",
+            "ctx_b": "then He", "endings": ["pulls [substeps] it.", "[step] Sits.", "[title]", " eats it [title] So "],
+            "label": "3", "ctx": "unused"}
+    question = TASKS["hellaswag"].question(item)
+    assert question == Question(
+        [("Shoes: How to tie a shoe. Take a lace. Hold it. Then he", " " + ending)
+         for ending in ("pulls it.", " Sits.", "", "eats it. So")], 3, [9, 6, 0, 11])
+    assert TASKS["hellaswag"].question({**HELLASWAG, "ctx": "[step] He opens."}).pairs[0][0] == " He opens."
 
 
 def test_a_blank_at_the_end_of_its_sentence():
@@ -37,7 +57,8 @@ def test_a_blank_at_the_end_of_its_sentence():
 
 def test_limit_and_blank_lines(tmp_path):
     path = written(tmp_path, PIQA, "", {**PIQA, "goal": "\u2028x"}, " ", "no item", "")
-    assert [question.pairs[0][0] for question in read_questions("piqa", path, 2)] == ["Open a door", "\u2028x"]
+    contexts = [question.pairs[0][0] for question in read_questions("piqa", path, 2)]
+    assert contexts == [f"Question: {goal}\nAnswer:" for goal in ("Open a door", "\u2028x")]
     with pytest.raises(ValueError, match=r"items\.jsonl, line 5: no item of piqa"):
         read_questions("piqa", path, 3)
     with pytest.raises(ValueError, match="limit must be 1 or more, not 0"):
@@ -53,12 +74,14 @@ def test_limit_and_blank_lines(tmp_path):
     ("hellaswag", {"endings": ["a", "b", "c"]}, '"endings" must be four texts'),
     ("hellaswag", {"endings": ["a", "b", "c", 4]}, '"endings" must be four texts'),
     ("hellaswag", {"label": 4}, r'"label" must be one of \[0, 1, 2, 3\]'),
-    ("hellaswag", {"label": "1"}, '"label" must be one of'),
+    *(("hellaswag", {"label": label}, '"label" must be one of') for label in ("4", "", "1.0", "-1", True, 1.5, None)),
+    ("hellaswag", {"ctx_a": "He"}, '"ctx_b" must be a text'),
+    ("hellaswag", {"ctx_a": "He", "ctx_b": ""}, '"activity_label" must be a text that is not empty'),
     ("piqa", {"label": True}, '"label" must be one of'),
     ("piqa", {"sol2": ["x"]}, '"sol2" must be a text'),
     ("winogrande", {"sentence": "The cat was slow."}, '"sentence" must have a blank'),
     ("winogrande", {"sentence": "The cat was _"}, "text after it"),
-    ("winogrande", {"answer": 1}, r'"answer" must be one of \["1", "2"\]'),
+    *(("winogrande", {"answer": answer}, r'"answer" must be one of \[1, 2\]') for answer in (0, "3", True)),
     ("winogrande", {"option1": 3}, '"option1" must be a text'),
 ])
 def test_what_is_no_item_is_named_by_line(tmp_path, task, change, words):

@@ -56,7 +56,7 @@ def test_lambada():
 def test_a_context_is_cut_from_the_left():
     [question] = [TASKS["piqa"].question(PIQA[2])]
     encoded = encode([question], TOKENIZER, 20)
-    whole = TOKENIZER.encode(PIQA[2]["goal"].rstrip())
+    whole = TOKENIZER.encode(question.pairs[0][0])
     for context, rest in encoded.pairs[0]:
         assert len(context) + len(rest) == 21 and context == whole[-len(context) :]
     assert encoded.cut == 1

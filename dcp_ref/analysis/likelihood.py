@@ -27,18 +27,19 @@ def nats(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:  # [N, V], [N] 
     return log_sum - logits[np.arange(len(targets)), targets]
 
 
-def pair_ids(tokenizer: Tokenizer, context: str, continuation: str) -> Pair:
+def pair_ids(tokenizer: Tokenizer, context: str, continuation: str, end: int | None = None) -> Pair:
     """The ids of both, cut where the ids of the context alone end, as lm-evaluation-harness does.
 
     White space at the end of the context goes to the continuation, where byte-level BPE has it. In place of an empty
-    context stands what the tokenizer puts before a text, or else the end of the text before.
+    context stands what the tokenizer puts before a text, or else the end of the text before: `end`, or the tokenizer's.
     Raises ValueError when the continuation is empty, or nothing can stand for an empty context.
     """
     stripped = context.rstrip()
     if not continuation:
         raise ValueError("there is no text to score")
     if not stripped:
-        first = tokenizer.prefix or ([] if tokenizer.eos_id is None else [tokenizer.eos_id])
+        end = tokenizer.eos_id if end is None else end
+        first = tokenizer.prefix or ([] if end is None else [end])
         if not first:
             raise ValueError("the context is empty, and the tokenizer has no end of text to stand for it")
         return first, tokenizer.encode(context + continuation, begins=False)

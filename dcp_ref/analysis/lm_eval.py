@@ -8,10 +8,13 @@ The second is the harness's own command line, told of the model `dcp_ref`. It ta
 the third is how to give one.
 """
 
+import logging
+import operator
 from typing import Any
 
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
@@ -22,8 +25,9 @@ from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.generation import make_rows, step
 from dcp_ref.runtime.sampling import Sampling
 
-MAX_NEW_TOKENS = 256  # of a request that does not say
-TOLD = {"until", "max_gen_toks", "max_tokens", "do_sample", "temperature", "top_p", "top_k"}  # what a request may say
+TOLD = {"until", "max_gen_toks", "max_length", "do_sample", "temperature", "top_p", "top_k"}  # what a request may say
+NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0}  # these too, if they ask for nothing
+log = logging.getLogger(__name__)
 
 
 @register_model("dcp_ref")
@@ -39,16 +43,20 @@ class DcpRef(LM):
                  device: Any = None) -> None:  # the harness gives the last three: they do not concern us
         super().__init__()
         self.model = checkpoints.load(pretrained)
-        if self.model.tokenizer is None or self.model.tokenizer.eos_id is None:
+        tokenizer, end = self.model.tokenizer, _end(self.model)
+        if tokenizer is None or end is None:
             raise ValueError(f"{pretrained} has no tokenizer with an end of text, which the harness needs")
-        self.tokenizer, self.end = self.model.tokenizer, self.model.tokenizer.eos_id
+        self.tokenizer, self.end = tokenizer, end
         self.engine = Engine(self.model, backend, policy=None if policy is None else policies.parse(policy),
                              threshold=threshold, weights=weights, kv=kv, threads=threads)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-probability, whether greedy) of each request's (context, continuation)."""
         n_positions = self.model.config.n_positions
-        pairs = [fit(pair_ids(self.tokenizer, *request.args), n_positions) for request in requests]
+        texts = [request.args for request in requests]
+        whole = [pair_ids(self.tokenizer, context, continuation, self.end) for context, continuation in texts]
+        pairs = [fit(pair, n_positions) for pair in whole]
+        _warn_of_cuts(sum(map(operator.ne, pairs, whole)), len(pairs))
         bar = tqdm(pairs, disable=disable_tqdm or None)
         results = [(-found.nats, found.greedy) for found in score(self.engine, bar)]
         for request, result in zip(requests, results, strict=True):
@@ -67,31 +75,64 @@ class DcpRef(LM):
         return results
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """The continuation of each request's context, up to a text of `until`; greedy unless it says do_sample."""
-        results = []
-        for request in tqdm(requests, disable=disable_tqdm or None):
-            context, told = request.args
-            results.append(self._continued(context, told))
-            self.cache_hook.add_partial("generate_until", request.args, results[-1])
+        """The continuation of each request's context, up to a text of `until`; greedy unless it says otherwise.
+
+        What a request says is understood as the harness's own models do. Request n draws from seed n.
+        """
+        results, prompts = [], [self._prompt(*request.args) for request in requests]
+        _warn_of_cuts(sum(cut for *_, cut in prompts), len(prompts))
+        for n, (ids, told, _) in enumerate(tqdm(prompts, disable=disable_tqdm or None)):
+            results.append(self._continued(ids, told, seed=n))
+            self.cache_hook.add_partial("generate_until", requests[n].args, results[-1])
         return results
 
-    def _continued(self, context: str, told: dict[str, Any]) -> str:
-        if told.keys() - TOLD:
-            raise ValueError(f"generation_kwargs {sorted(told.keys() - TOLD)} are unknown: {sorted(TOLD)} are not")
-        until, n = told.get("until") or [], told.get("max_gen_toks", told.get("max_tokens", MAX_NEW_TOKENS))
-        n_positions = self.model.config.n_positions
-        ids = self.tokenizer.encode(context) or [self.end]
-        ids = ids[-max(1, n_positions - n) :]
+    def _prompt(self, context: str, told: dict[str, Any]) -> tuple[list[int], Any, bool]:
+        """The ids to continue, what the request says, and whether the context was cut to leave it room.
+
+        Raises ValueError for a request that cannot be obeyed.
+        """
+        n_positions, normal = self.model.config.n_positions, normalize_gen_kwargs(told)
+        unknown = {name for name in normal.keys() - TOLD if NEUTRAL.get(name) != normal[name]}
+        if unknown:
+            raise ValueError(f"generation_kwargs {sorted(unknown)} are unknown: {sorted(TOLD)} are not")
+        n = normal["max_gen_toks"]
+        if n >= n_positions:
+            raise ValueError(f"max_gen_toks is {n}, but the model has {n_positions} positions, which leaves none for "
+                             "the prompt: give --gen_kwargs max_gen_toks=N, with a smaller N")
+        whole = self.tokenizer.encode(context) or [self.end]
+        ids, length = whole[n - n_positions :], normal.get("max_length")
+        if length is not None:  # transformers' name for the prompt and its continuation together
+            if length < len(ids):
+                raise ValueError(f"max_length is {length}, but the prompt has {len(ids)} tokens: "
+                                 "give max_gen_toks instead, which does not count them")
+            normal["max_gen_toks"] = length - len(ids)
+        return ids, normal, ids != whole
+
+    def _continued(self, prompt: list[int], told: Any, seed: int) -> str:
         sampling = Sampling(0.0)
-        if told.get("do_sample"):
-            top_k = told.get("top_k") or None  # 0 is transformers' word for all
-            sampling = Sampling(told.get("temperature", 1.0), top_k, told.get("top_p", 1.0))
-        [row] = make_rows(self.model, [ids], n, 0, [until] if isinstance(until, str) else until)
+        if told["do_sample"]:
+            top_k = told.get("top_k") or -1  # 0 is transformers' word for all, and -1 vLLM's
+            sampling = Sampling(told.get("temperature", 1.0), None if top_k == -1 else top_k, told.get("top_p", 1.0))
+        until = [text for text in told["until"] if text]  # the harness takes "" for none
+        [row] = make_rows(self.model, [prompt], told["max_gen_toks"], seed, until)
         while step(self.engine, [row], sampling):
             pass
         if row.sequence is not None:  # None where no token was asked for
             self.engine.release(row.sequence)
         return row.text or ""
+
+
+def _end(model: checkpoints.Model) -> int | None:
+    """The id that ends a text: the config's, where the tokenizer has it, or else <|endoftext|>'s."""
+    if model.tokenizer is None:
+        return None
+    end = model.config.eos_token_id
+    return end if end in model.tokenizer.vocabulary.values() else model.tokenizer.eos_id
+
+
+def _warn_of_cuts(n: int, of: int) -> None:
+    if n:
+        log.warning("%d of %d contexts were cut from the left: they did not fit n_positions", n, of)
 
 
 if __name__ == "__main__":

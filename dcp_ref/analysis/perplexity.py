@@ -86,7 +86,7 @@ def check_windows(config: Config, tokens: np.ndarray, context: int | None, strid
     stride = context if stride is None else stride
     if not 2 <= context <= config.n_positions:
         raise ValueError(f"context must be from 2 to n_positions ({config.n_positions}), not {context}")
-    if not 1 <= stride <= context:
+    if isinstance(stride, bool) or not 1 <= stride <= context:
         raise ValueError(f"stride must be from 1 to the context ({context}), not {stride}")
     if len(tokens) < 3:
         raise ValueError(f"the text has {len(tokens)} tokens: at least 3 are needed")
@@ -111,7 +111,7 @@ def evaluate(engine: Engine, tokens: np.ndarray, context: int | None = None, str
     """
     context, stride = check_windows(engine.config, tokens, context, stride)
     batch = batch_of(engine.config, context) if batch is None else batch
-    if batch < 1:
+    if isinstance(batch, bool) or batch < 1:
         raise ValueError(f"batch must be 1 or more, not {batch}")
     todo = spans(len(tokens) - 1, context, stride)
     T, ids = todo[0].end, tokens.astype(np.int64)

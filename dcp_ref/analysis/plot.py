@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dcp_ref.analysis.sweep import BY_MODEL, LEARNED, Point
+from dcp_ref.inputs import shown
 
 REMEDY = 'pip install "dcp-ref[plot]"'  # without matplotlib
 STYLES = {  # label, colour, marker: colours of Okabe and Ito, which all can tell apart
@@ -49,7 +50,8 @@ def plot(points: Sequence[Point], path: Path, title: str) -> None:
             axes.axhline(p.perplexity, color="0.35", linestyle="--", linewidth=1.2, label=f"dense: {p.perplexity:.1f}")
     lowest = min((p.share_kept for p in points if p.share_kept > 0), default=0.01)
     axes.set_xscale("log")
-    axes.set(xlabel="context kept, %", ylabel="perplexity, a token", title=title, xlim=(lowest * 80, 125))
+    axes.set(xlabel="context kept, %", ylabel="perplexity, a token", xlim=(lowest * 80, 125))
+    axes.set_title(shown(title), parse_math=False)  # a model's name may hold $
     axes.set_xticks([x for x in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if x >= lowest * 80])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())

@@ -1,18 +1,21 @@
 """Zero-shot tasks: files of items, as questions that a model answers by likelihood.
 
-    lambada     {"text"}                                        the last word is the answer
-    hellaswag   {"ctx", "endings", "label"}                     which ending follows
-    piqa        {"goal", "sol1", "sol2", "label"}               which solution follows
-    winogrande  {"sentence", "option1", "option2", "answer"}    which option makes what follows the blank likelier
+    lambada     {"text"}                                                    the last word is the answer
+    hellaswag   {"activity_label", "ctx_a", "ctx_b", "endings", "label"}    which ending follows
+    piqa        {"goal", "sol1", "sol2", "label"}                           which solution follows
+    winogrande  {"sentence", "option1", "option2", "answer"}                which option makes likelier what follows
 
-A line is one item, as JSON; label counts from 0, answer is "1" or "2".
+A line is one item, as JSON; label counts from 0, answer is 1 or 2, each a number or its text. The model is asked what
+lm-evaluation-harness asks, so that accuracies compare. A hellaswag item may have "ctx" for its three contexts: then
+nothing says what the activity is.
 """
 
 import json
+import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from dcp_ref import inputs
 from dcp_ref.text_files import decoded
 
 BLANK = "_"
@@ -46,14 +49,25 @@ def lambada(item: dict[str, Any]) -> Question:
 
 
 def hellaswag(item: dict[str, Any]) -> Question:
-    context, endings = _text(item, "ctx"), item.get("endings")
+    endings = item.get("endings")
     if not isinstance(endings, list) or len(endings) != 4 or not all(isinstance(e, str) and e.strip() for e in endings):
         raise ValueError('"endings" must be four texts')
-    return _choice(context, endings, _label(item, "label", (0, 1, 2, 3)))
+    if "ctx_a" in item:
+        then = _text(item, "ctx_b", empty=True).capitalize()
+        context = f"{_text(item, 'activity_label')}: {_text(item, 'ctx_a', empty=True)} {then}"
+    else:
+        context = _text(item, "ctx")
+    return _choice(_unmarked(context), [_unmarked(ending) for ending in endings], _label(item, "label", (0, 1, 2, 3)))
+
+
+def _unmarked(text: str) -> str:
+    """Without the marks of WikiHow, such as [title] and [step], as lm-evaluation-harness leaves them out."""
+    return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
 def piqa(item: dict[str, Any]) -> Question:
-    return _choice(_text(item, "goal"), [_text(item, "sol1"), _text(item, "sol2")], _label(item, "label", (0, 1)))
+    context = f"Question: {_text(item, 'goal')}\nAnswer:"
+    return _choice(context, [_text(item, "sol1"), _text(item, "sol2")], _label(item, "label", (0, 1)))
 
 
 def winogrande(item: dict[str, Any]) -> Question:
@@ -62,7 +76,7 @@ def winogrande(item: dict[str, Any]) -> Question:
     if not blank or not after.strip():
         raise ValueError(f'"sentence" must have a blank, {BLANK}, and text after it')
     after = " " + after.strip()
-    right = int(_label(item, "answer", ("1", "2"))) - 1
+    right = _label(item, "answer", (1, 2)) - 1
     return Question([(before + option, after) for option in options], right, [len(option) for option in options])
 
 
@@ -75,21 +89,19 @@ TASKS = {
 
 
 def read_questions(task: str, path: str, limit: int | None = None) -> list[Question]:
-    """The questions of a file, the first `limit` of them; blank lines are none.
+    """The questions of a file, or of standard input, -: the first `limit` of them; blank lines are none.
 
     Raises ValueError naming the file, and the line that is not an item of this task.
     """
-    if limit is not None and limit < 1:
+    if limit is not None and (isinstance(limit, bool) or limit < 1):
         raise ValueError(f"limit must be 1 or more, not {limit}")
     try:
-        lines = decoded(Path(path).read_bytes()).split("\n")  # U+2028 ends no line of JSON
+        lines = decoded(inputs.read(path)).split("\n")  # U+2028 ends no line of JSON
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start}") from None
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+        raise ValueError(f"{inputs.name(path)}: not UTF-8 at byte {error.start}") from None
     numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip()][:limit]
     if not numbered:
-        raise ValueError(f"{path}: has no items")
+        raise ValueError(f"{inputs.name(path)}: has no items")
     return [_question(task, path, n, line) for n, line in numbered]
 
 
@@ -100,22 +112,24 @@ def _question(task: str, path: str, n: int, line: str) -> Question:
             raise ValueError("must be a JSON object")
         return TASKS[task].question(item)._replace(line=n)
     except ValueError as error:  # JSON's own is one
-        raise ValueError(f"{path}, line {n}: no item of {task}: {error}") from None
+        raise ValueError(f"{inputs.name(path)}, line {n}: no item of {task}: {error}") from None
 
 
 def _choice(context: str, answers: list[str], right: int) -> Question:
     return Question([(context, " " + answer) for answer in answers], right, [len(answer) for answer in answers])
 
 
-def _text(item: dict[str, Any], name: str) -> str:
+def _text(item: dict[str, Any], name: str, empty: bool = False) -> str:
     value = item.get(name)
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError(f'"{name}" must be a text that is not empty')
+    if not isinstance(value, str) or not (empty or value.strip()):
+        raise ValueError(f'"{name}" must be a text{"" if empty else " that is not empty"}')
     return value
 
 
-def _label(item: dict[str, Any], name: str, labels: tuple[Any, ...]) -> Any:
+def _label(item: dict[str, Any], name: str, labels: tuple[int, ...]) -> int:
     value = item.get(name)
+    if isinstance(value, str):  # some copies of a data set have numbers, others texts
+        value = int(value) if re.fullmatch(r"\s*\d\s*", value, re.ASCII) else None
     if isinstance(value, bool) or value not in labels:
         raise ValueError(f'"{name}" must be one of {json.dumps(labels)}')
-    return value
+    return int(value)

@@ -27,14 +27,18 @@ def tokenizer_of(model: Model, name: str = "the model") -> Tokenizer:
 
 
 def read_tokens(model: Model, paths: Sequence[str], max_tokens: int | None = None) -> np.ndarray:  # -> [N]
-    """The tokens of files, an end of text after each document, up to the last of `max_tokens` that are to be scored.
+    """The tokens of files, as `tokens_of` has them. Raises ValueError as it does, and for files that cannot be read."""
+    return tokens_of(model, data.read_documents(paths), max_tokens)
 
-    Nothing predicts the first token: there is one more than are scored.
-    Raises ValueError for files that cannot be read, and max_tokens below 2.
+
+def tokens_of(model: Model, documents: Sequence[str], max_tokens: int | None = None) -> np.ndarray:  # -> [N]
+    """The tokens of documents, an end of text after each, up to the last of `max_tokens` that are to be scored.
+
+    Nothing predicts the first token: there is one more than are scored. Raises ValueError for max_tokens below 2.
     """
     if max_tokens is not None and max_tokens < 2:
         raise ValueError(f"max_tokens must be 2 or more, not {max_tokens}")
-    tokenizer, documents = tokenizer_of(model), data.read_documents(paths)
+    tokenizer = tokenizer_of(model)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         tokens = data.tokenize(tokenizer, documents, pool)
     return tokens if max_tokens is None else tokens[: max_tokens + 1]

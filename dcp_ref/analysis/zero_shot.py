@@ -59,7 +59,9 @@ def right(question: Question, found: Sequence[Scored], normalized: bool = False)
     """
     if len(found) == 1:
         return found[0].greedy
-    nats = [f.nats / (length if normalized else 1) for f, length in zip(found, question.lengths, strict=True)]
+    nats = [f.nats for f in found]
+    if normalized:  # an answer that was all marks has no character: it is never right
+        nats = [each / length if length else math.inf for each, length in zip(nats, question.lengths, strict=True)]
     return nats.index(min(nats)) == question.right
 
 

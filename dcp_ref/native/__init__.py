@@ -1,7 +1,9 @@
-"""The C extension behind the interfaces of NumPy files: `cache`, `decoder`, `kernels` are twins of runtime's, `training` of
-the root's. Only this room touches cffi. Read extension.py, memory.py, then cache.py and decoder.py; csrc/dcp.h is the
-manual."""
+"""The C extension, behind the interfaces of NumPy files; only this room touches cffi.
 
-from dcp_ref.native.extension import available, simd_level, threads
+`cache`, `decoder` and `kernels` are the twins of runtime's files, `training` of files at the root. Read extension.py and
+memory.py, then cache.py and decoder.py, beside csrc/dcp.h, which is the manual.
+"""
 
-__all__ = ["available", "simd_level", "threads"]
+from dcp_ref.native.extension import available, missing, simd_level, threads
+
+__all__ = ["available", "missing", "simd_level", "threads"]

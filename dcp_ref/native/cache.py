@@ -7,15 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dcp_ref.config import Config
-from dcp_ref.native.extension import STORAGE, available, ffi, lib, pointer, rows
+from dcp_ref.native.extension import STORAGE, available, ffi, lib, missing, pointer, rows
 from dcp_ref.native.memory import Memory, Pages
 from dcp_ref.runtime.cache import Handles, Stats
 from dcp_ref.runtime.checks import check_counts, check_input, check_layer, check_pages, check_positions
 from dcp_ref.runtime.lock import ForkAwareLock, InterpreterEnds, locked
 from dcp_ref.runtime.policies import Policy, float32_threshold, for_model
 from dcp_ref.runtime.precision import check_storage
-
-NOT_BUILT = 'C extension not built: install a C compiler and reinstall, or use backend="numpy"'
 
 
 class Sequence:
@@ -48,7 +46,7 @@ class NativeCache:
     def __init__(self, config: Config, page_slots: int = 32, max_bytes: int | None = None, kv: str = "float32",
                  policy: Policy | None = None, threshold: float = 0.0, threads: int = 0) -> None:
         if not available():
-            raise RuntimeError(NOT_BUILT)
+            raise RuntimeError(f"{missing()}, or use KVCache")
         check_pages(page_slots, max_bytes)
         self.config, self.page_slots = config, page_slots
         self.kv, self.policy = check_storage("kv", kv), for_model(config, policy)
@@ -157,7 +155,7 @@ class NativeCache:
              q: np.ndarray, k: np.ndarray, v: np.ndarray,
              q_int: np.ndarray | None = None, k_int: np.ndarray | None = None, beta: float = 0.0,
              inherited: np.ndarray | None = None, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Decode one layer of a batch that `reserve` returned: see KVCache.step. q, k and v may be columns of one array."""
+        """Decode one layer of a batch that `reserve` returned: see KVCache.step. q, k, v may be columns of one array."""
         layer, n = check_layer(self.config, layer), sum(batch.counts)
         x = check_input(self.config, self.policy, n, q, k, v, q_int, k_int, beta, inherited)
         out = rows(n, self.config.n_embd, out)

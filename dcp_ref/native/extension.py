@@ -1,17 +1,50 @@
 """The compiled extension, where it is built, and arrays as C wants them."""
 
+import importlib
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dcp_ref.runtime.precision import STORAGES
 
-ffi: Any
-lib: Any
-try:
-    from dcp_ref._native import ffi, lib  # type: ignore[import-not-found, no-redef]
-except ImportError:  # not built: the package runs on NumPy
-    ffi = lib = None
+NAME = "dcp_ref._native"
+HERE = Path(__file__).parent.parent  # where it belongs
+NOT_BUILT = f"the C extension is not built (there is none in {HERE}): install a C compiler, then reinstall"
+
+
+def _load() -> tuple[Any, Any, str]:
+    """The extension's ffi and lib; or None for both, and why it cannot be used: the package runs on NumPy then."""
+    try:
+        module = importlib.import_module(NAME)
+    except ModuleNotFoundError as error:
+        if error.name != NAME:
+            return None, None, f"the C extension in {HERE} cannot be loaded ({error}): reinstall"
+        other = _elsewhere()
+    except ImportError as error:
+        return None, None, f"the C extension in {HERE} cannot be loaded ({error}): reinstall"
+    else:
+        other = Path(str(module.__file__)).parent
+        if other == HERE:
+            return module.ffi, module.lib, ""
+    if other is None:
+        return None, None, NOT_BUILT
+    return None, None, (  # an editable install lends its own to every clone; but theirs may be of another version
+        f"the C extension is not built in {HERE}, which hides the installed package in {other}, where it is: "
+        "run from another directory, or build it here too (python setup.py build_ext --inplace)")
+
+
+def _elsewhere() -> Path | None:
+    """The directory of another copy of the package, later on sys.path, that has the extension."""
+    paths = [path for path in sys.path if Path(path).resolve() != HERE.parent.resolve()]
+    package = PathFinder.find_spec("dcp_ref", paths)
+    found = package and PathFinder.find_spec(NAME, package.submodule_search_locations)
+    return Path(found.origin).parent if found and found.origin else None
+
+
+ffi, lib, why_not = _load()
 
 FLOAT = np.dtype(np.float32)
 STORAGE = {name: code for code, name in enumerate(STORAGES)}  # DCP_FLOAT32, DCP_FLOAT16, DCP_INT8
@@ -20,6 +53,11 @@ STORAGE = {name: code for code, name in enumerate(STORAGES)}  # DCP_FLOAT32, DCP
 def available() -> bool:
     """Whether the extension is built."""
     return lib is not None
+
+
+def missing() -> str:
+    """Why the extension is not there, where it was looked for, and what to do."""
+    return why_not or NOT_BUILT
 
 
 def simd_level() -> str:
@@ -33,7 +71,7 @@ def threads(most: int = 0) -> int:
 
 
 def rows(n: int, width: int, out: np.ndarray | None = None) -> np.ndarray:  # [n, width]
-    """An [n, width] array with C's row stride: `out` if given, else a new one. Raises ValueError when `out` lacks it."""
+    """An [n, width] array with C's row stride: `out`, or else a new one. Raises ValueError when `out` lacks it."""
     stride = width if n < 2 else lib.dcp_stride(width)
     if out is None:
         return np.empty((n, stride), FLOAT)[:, :width]

@@ -34,8 +34,10 @@ from dcp_ref.runtime.precision import check_storage, stored
 
 
 class Stats(NamedTuple):
-    """Totals over layers and sequences. bytes_reserved includes free pages; bytes_scratch is working memory, sized for the
-    largest feed so far."""
+    """Totals over layers and sequences.
+
+    bytes_reserved includes free pages; bytes_scratch is working memory, sized for the largest feed so far.
+    """
 
     live_tokens: int
     slots: int
@@ -129,10 +131,10 @@ def attend(q, k, v, n_head, scale):  # [C], [N, C], [N, C] -> [C], [N]
 class KVCache:
     """Keys, values and interaction keys of the live tokens of several sequences.
 
-    `policy` is what decides a drop: None is the learned scores where the model has them, else nothing. `kv` is the storage
-    type of keys and values, one of precision.STORAGES; this cache keeps the rounded values in float32. k_int is always
-    float32. `threshold`, in float32 as scores are, is what they must exceed. `max_bytes` bounds the bytes of all tokens.
-    `page_slots` is NativeCache's: here a token is its own page. Raises TypeError or ValueError naming the argument.
+    `policy` is what decides a drop: None is the learned scores where the model has them, else nothing. `kv` is the
+    storage type of keys and values, one of precision.STORAGES; this cache keeps the rounded values in float32, and k_int
+    as it is. `threshold`, in float32 as scores are, is what they must exceed. `max_bytes` bounds the bytes of all tokens.
+    `page_slots` is for NativeCache: here a token is its own page. Raises TypeError or ValueError naming the argument.
     """
 
     def __init__(self, config: Config, page_slots: int = 32, max_bytes: int | None = None, kv: str = "float32",
@@ -143,8 +145,9 @@ class KVCache:
         self.threshold = float32_threshold(threshold, self.policy)
         self.lock = ForkAwareLock("cache")
         self._sequences = Handles()  # each a list of one Tokens a layer
-        self._empty = Tokens(0, np.zeros(0, np.int64), *np.zeros((2, 0, config.n_embd), np.float32),
-                             np.zeros((0, self.policy.rank(config)), np.float32), np.zeros(0, np.float32))
+        none, rank = np.zeros((0, config.n_embd), np.float32), self.policy.rank(config)
+        self._empty = Tokens(0, np.zeros(0, np.int64), none, none, np.zeros((0, rank), np.float32),
+                             np.zeros(0, np.float32))
 
     def new_sequence(self) -> int:
         """A handle of a new, empty sequence."""
@@ -222,16 +225,16 @@ class KVCache:
             raise RuntimeError("the batch is no longer valid: a sequence has been fed or released since `reserve`")
         n_head, scale = self.config.n_head, self.config.attention_scale(layer)
         k, v = stored(x.k, self.kv, n_head), stored(x.v, self.kv, n_head)
-        out, dropped, row = np.empty(x.q.shape, np.float32) if out is None else out, [], 0
+        out, dropped, first = np.empty(x.q.shape, np.float32) if out is None else out, [], 0
         for layers, count in zip(batch.layers, batch.counts, strict=True):
             tokens = layers[layer]
-            for row in range(row, row + count):
+            for row in range(first, first + count):
                 gone = self._gone(tokens, x, row)
                 dropped += [(row, position) for position in tokens.position[gone]]
                 tokens = tokens.without(gone).insert(k[row], v[row], x.k_int[row])
                 out[row], weights = attend(x.q[row], tokens.k, tokens.v, n_head, scale)
                 tokens = tokens._replace(attention=tokens.attention + weights)
-            layers[layer], row = tokens, row + (count > 0)
+            layers[layer], first = tokens, first + count
         return out, np.array(dropped, np.int32).reshape(-1, 2)
 
     def live_positions(self, sequence: int, layer: int) -> np.ndarray:  # -> int64 [N]

@@ -63,9 +63,9 @@ def check_positions(config: Config, sequences: list[int], seen: list[int], count
 
 def check_pages(page_slots: int, max_bytes: int | None) -> None:
     """What a cache is made with. Raises TypeError or ValueError."""
-    if not 1 <= operator.index(page_slots) <= 32:
+    if isinstance(page_slots, bool) or not 1 <= operator.index(page_slots) <= 32:
         raise ValueError(f"page_slots must be 1 .. 32, not {page_slots}")
-    if max_bytes is not None and operator.index(max_bytes) < 1:
+    if max_bytes is not None and (isinstance(max_bytes, bool) or operator.index(max_bytes) < 1):
         raise ValueError(f"max_bytes must be positive or None, not {max_bytes}")
 
 

@@ -48,7 +48,7 @@ class Packed:
 
 
 class Decoder:
-    """Walks the layers in Python, with the kernels and the cache of one kind: NumPy's, or C's as an oracle of decode.c."""
+    """Walks the layers in Python, with kernels and a cache of one kind: NumPy's, or C's as an oracle of decode.c."""
 
     def __init__(self, model: Model, kernels: Any, cache: Any, weights: str, threads: int = 0) -> None:
         self.config, self.threads, self.kernels = model.config, threads, kernels

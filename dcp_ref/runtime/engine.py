@@ -30,7 +30,7 @@ class Engine:
     `weights` and `kv` are how matrices, and keys and values, are stored: "float32", "float16" or "int8" (precision.py).
     `threads`: the most that are used, and no more than OpenMP gives (OMP_NUM_THREADS, threadpoolctl); None is all.
     `max_cache_bytes` bounds the bytes of the cache: with the native backend its pages, owned and free.
-    Threads may share an engine: they wait for each other. A call that fails, or is interrupted, has done all or nothing.
+    Threads may share an engine: they wait for each other. A call that fails or is interrupted has done all or nothing.
     Raises TypeError or ValueError naming the argument, RuntimeError for a "native" that is not built.
     """
 
@@ -136,9 +136,9 @@ def _backend(backend: str | None) -> str:
     if backend is None:
         backend = "native" if native.available() else "numpy"
         if backend == "numpy":
-            warnings.warn("the C extension is not built: using the NumPy kernels, which are slow", stacklevel=3)
+            warnings.warn(f"using the NumPy kernels, which are slow: {native.missing()}", stacklevel=3)
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is not one of {sorted(BACKENDS)}")
     if backend == "native" and not native.available():
-        raise RuntimeError('C extension not built: install a C compiler and reinstall, or use backend="numpy"')
+        raise RuntimeError(f'{native.missing()}, or use backend="numpy"')
     return backend

@@ -93,9 +93,15 @@ def _integers(name: str, prompt: Sequence[int]) -> list[int]:
     try:
         if isinstance(prompt, bytes):  # it would pass for integers
             raise TypeError
-        return [operator.index(i) for i in prompt]
+        return [_index(i) for i in prompt]
     except TypeError:
         raise ValueError(f"{name} must be a text or a list of token ids, not {prompt!r}") from None
+
+
+def _index(i: object) -> int:
+    if isinstance(i, bool):  # it would pass for 0 or 1
+        raise TypeError
+    return operator.index(i)  # type: ignore[arg-type]
 
 
 def step(engine: Engine, rows: list[Row], sampling: Sampling) -> bool:

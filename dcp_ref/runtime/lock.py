@@ -31,7 +31,7 @@ class InterpreterEnds(RuntimeError):
 class ForkAwareLock:
     """A re-entrant lock that raises RuntimeError, instead of hanging, in a forked child whose parent held it.
 
-    Another thread of the parent was inside then, and what the lock guards may be half changed. `held` is the lock itself.
+    Another thread of the parent was inside then: what the lock guards may be half changed. `held` is the lock itself.
     """
 
     def __init__(self, what: str) -> None:

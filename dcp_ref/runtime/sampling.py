@@ -21,11 +21,11 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.temperature, Real) or not 0 <= self.temperature < math.inf:
+        if not is_number(self.temperature) or not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature must be 0 (greedy) or a positive number, not {self.temperature!r}")
         if self.top_k is not None:
             check_integer("top_k", self.top_k, 1)
-        if not isinstance(self.top_p, Real) or not 0 < self.top_p <= 1:
+        if not is_number(self.top_p) or not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p!r}")
 
     def draw(self, logits: np.ndarray, rng: np.random.Generator) -> int:  # [V]
@@ -47,14 +47,21 @@ class Sampling:
         return int(order[np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")])
 
 
+def is_number(value: object) -> bool:
+    """Whether it is a real number; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def row_stream(seed: int, row: int) -> np.random.Generator:
     """Row b's own random numbers: what it draws does not depend on the rows beside it."""
     return np.random.default_rng(np.random.SeedSequence([seed, row]))
 
 
 def check_integer(name: str, value: object, least: int) -> int:
-    """`value` as an int. Raises ValueError, naming the setting, when it is no integer or below `least`."""
+    """`value` as an int. Raises ValueError, naming the setting, when it is no integer, or a bool, or below `least`."""
     try:
+        if isinstance(value, bool):  # it would pass for 0 or 1, and is a mistake
+            raise TypeError
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         number = least - 1

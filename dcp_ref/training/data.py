@@ -3,10 +3,10 @@
 import lzma
 from collections.abc import Sequence
 from concurrent.futures import Executor
-from pathlib import Path
 
 import numpy as np
 
+from dcp_ref import inputs
 from dcp_ref.text_files import decoded
 from dcp_ref.tokenizer import END_OF_TEXT, Tokenizer
 from dcp_ref.training.settings import TrainSettings
@@ -30,7 +30,7 @@ def read_texts(
     parts = (tokens, tokenize(tokenizer, held_out, pool)) if settings.valid else split(tokens)
     for name, paths, part in zip(("text", "valid"), (settings.text, settings.valid), parts, strict=True):
         if len(part) <= context:
-            source = ", ".join(paths) or "the last hundredth of the text, which is validated on"
+            source = ", ".join(map(inputs.name, paths)) or "the last hundredth of the text, which is validated on"
             remedy = "more text" if paths else "valid, files to validate on"
             raise ValueError(f"{name}: {source}: {len(part)} tokens are too few for a context of {context}; "
                              f"give {remedy}, or a smaller context")
@@ -38,18 +38,19 @@ def read_texts(
 
 
 def read_documents(paths: Sequence[str]) -> list[str]:
-    """The documents of UTF-8 text files (`.xz` ones unpacked), which lines `<|endoftext|>` separate.
+    """The documents of UTF-8 text files (`.xz` ones unpacked; - is standard input), lines `<|endoftext|>` between them.
 
     Raises ValueError naming the file that cannot be read.
     """
+    inputs.check(paths)
     documents: list[str] = []
     for path in paths:
         try:
-            raw = Path(path).read_bytes()
+            raw = inputs.read(path)
             text = decoded(lzma.decompress(raw) if path.endswith(".xz") else raw)
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 at byte {error.start}") from error
-        except (OSError, lzma.LZMAError) as error:
+            raise ValueError(f"{inputs.name(path)}: not UTF-8 at byte {error.start}") from error
+        except lzma.LZMAError as error:
             raise ValueError(f"{path}: cannot be read ({error})") from error
         documents += [document.strip("\n") for document in text.split(END_OF_TEXT)]
     return [document for document in documents if document]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from dcp_ref import files
+from dcp_ref.inputs import shown
 from dcp_ref.training.checkpoint import METRICS, PLOT, TrainingError, load_metrics
 
 FAINT = {"color": "tab:blue", "alpha": 0.3, "linewidth": 0.8}
@@ -30,7 +31,7 @@ def draw(directory: Path, target_kept: float | None) -> None:
         raise TrainingError(f"{directory / METRICS} is missing or empty: there is nothing to draw, go on without plot")
     figure = Figure(figsize=(12, 6.5), layout="constrained")
     loss, perplexity, kept, alpha, gamma, rate = figure.subplots(2, 3, sharex=True).flat
-    figure.suptitle(directory.resolve().name)
+    figure.suptitle(shown(directory.resolve().name), parse_math=False)  # a name may hold $
     _line(loss, rows, "cross_entropy", **FAINT)
     loss.plot(*_smoothed(rows, "cross_entropy"), color="tab:blue", label="cross-entropy, smoothed")
     _line(loss, rows, "distillation", color="tab:green", linewidth=0.8, label="KL from the teacher")

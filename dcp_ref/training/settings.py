@@ -5,9 +5,11 @@ import difflib
 import json
 import math
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+from dcp_ref import inputs
 from dcp_ref.config import ALIASES, Config
 
 # On resuming; all else would change the result.
@@ -31,7 +33,7 @@ def option(default: Value, help: str) -> Value:
 class TrainSettings:
     """One field an option. Raises ValueError, naming the field, when a value is impossible."""
 
-    text: tuple[str, ...] = required("text files, UTF-8, plain or .xz; a line <|endoftext|> separates documents")
+    text: tuple[str, ...] = required("UTF-8 files, or .xz; - is standard input; lines <|endoftext|> part documents")
     out: str = required("the directory to make: a model directory, the state to resume from, metrics.jsonl")
     valid: tuple[str, ...] = option((), "text files to validate on; none: the last hundredth of the text's tokens")
     init: str | None = option(None, "start from this model and its tokenizer; none: random weights, a new tokenizer")
@@ -74,15 +76,20 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         for name in ("text", "valid"):
-            if isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} must be a list of files, not one string")
-            object.__setattr__(self, name, tuple(str(path) for path in getattr(self, name)))
+            paths = getattr(self, name)
+            if not isinstance(paths, (list, tuple)):
+                given = "one string" if isinstance(paths, str) else repr(paths)
+                raise ValueError(f"{name} must be a list of files, not {given}")
+            object.__setattr__(self, name, tuple(_path(name, path) for path in paths))
         for name in ("out", "init", "config", "teacher"):
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, str(getattr(self, name)))
+                object.__setattr__(self, name, _path(name, getattr(self, name)))
         for f in dataclasses.fields(self):
             value, kinds = getattr(self, f.name), get_args(f.type) or (f.type,)  # (int, NoneType) for int | None
-            if f.name not in ("text", "valid") and not isinstance(value, (*kinds, int) if float in kinds else kinds):
+            if f.name in ("text", "valid"):
+                continue
+            fits = isinstance(value, (*kinds, int) if float in kinds else kinds)
+            if not fits or (isinstance(value, bool) and bool not in kinds):  # True would pass for 1
                 raise ValueError(f"{f.name} must be of type {kinds[0].__name__}, not {value!r}")
         self._check_numbers()
         self._check_combinations()
@@ -108,6 +115,7 @@ class TrainSettings:
             raise ValueError(f"context must be at least 2, not {self.context}")
 
     def _check_combinations(self) -> None:
+        inputs.check((*self.text, *self.valid))
         if not self.text:
             raise ValueError("text: no file given")
         if not self.out:  # Path("") would be the directory that we are in
@@ -201,6 +209,13 @@ class TrainSettings:
     def to_dict(self) -> dict:
         """What settings.json holds."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+def _path(name: str, path: Any) -> str:
+    """A path as text. Raises ValueError, naming the field, when it is none."""
+    if not isinstance(path, (str, PathLike)):
+        raise ValueError(f"{name} must be a path, not {path!r}")
+    return str(path)
 
 
 def _resolved(paths: Any) -> Any:

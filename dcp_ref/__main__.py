@@ -1,0 +1,8 @@
+"""`python -m dcp_ref` is the command `dcp-ref`."""
+
+import sys
+
+from dcp_ref.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -10,6 +10,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from dcp_ref.replacing import current
+
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -50,7 +52,8 @@ class Tokenizer:
 
         Raises ValueError, naming the file, for one that is corrupt or lacks its companion.
         """
-        whole, vocab, merges = (Path(directory) / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+        names = "tokenizer.json", "vocab.json", "merges.txt"
+        whole, vocab, merges = (current(Path(directory) / name) for name in names)
         if whole.exists():
             return _read(whole, lambda: cls(tokenizers.Tokenizer.from_file(str(whole))))
         if not vocab.exists() and not merges.exists():

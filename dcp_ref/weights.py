@@ -20,6 +20,7 @@ import numpy as np
 from dcp_ref import files
 from dcp_ref.config import Config
 from dcp_ref.files import HEAD, CheckpointError
+from dcp_ref.replacing import steady
 from dcp_ref.tokenizer import Tokenizer
 
 INTERACTION = re.compile(r"h\.\d+\.attn\.(q_int\.weight|k_int\.weight|int_bias)")
@@ -76,9 +77,12 @@ def load(path_or_name: str | PathLike[str]) -> Model:
 
     float32 and float64 weights are read-only views of the mapped file: copy one to change it, and do not rewrite the
     file in place while the model is in use (`save` replaces it, which is fine). 16-bit ones become float32 copies.
-    Raises CheckpointError.
+    What a save replaces meanwhile is read anew: all is of one set. Raises CheckpointError.
     """
-    directory = files.find_model(path_or_name)
+    return steady(files.find_model(path_or_name), _load)
+
+
+def _load(directory: Path) -> Model:
     config_file = directory / "config.json"
     fields = files.read_json(config_file)
     try:
@@ -97,7 +101,7 @@ def load(path_or_name: str | PathLike[str]) -> Model:
 def save(model: Model, directory: str | PathLike[str]) -> None:
     """Write a directory that `load` reads, and transformers too where there are no interaction weights.
 
-    The files are replaced together (files.replacing). Without a tokenizer, one that is there stays.
+    The files are replaced together or not at all (files.replacing). Without a tokenizer, one that is there stays.
     Raises CheckpointError for a model that `load` would refuse, before anything is written, and OSError.
     """
     config, params, tokenizer = model

@@ -14,14 +14,16 @@ from importlib.metadata import version
 
 from dcp_ref import __version__, cli_bench, cli_evaluate, cli_generate, files, options, weights
 from dcp_ref.runtime import native
-from dcp_ref.training import TrainSettings, train
+from dcp_ref.training import TrainSettings, keep_memory, train
+from dcp_ref.training.stopping import Stopped
 
 DOWNLOADED = ["config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors",
               "tokenizer.json", "vocab.json", "merges.txt"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0, 1 for a failure under way, 2 for bad input, 130 after Ctrl-C."""
+    """Run one command. Returns the exit code: 0, 1 for a failure under way, 2 for bad input, 130 after Ctrl-C,
+    143 and the like when another signal ends a training run."""
     parser = options.parser()
     args = parser.parse_args(arguments)
     if args.command is None:
@@ -36,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         except KeyboardInterrupt as stop:
             return _failed(args, 130, str(stop) or "interrupted")
+        except Stopped as stop:
+            return _failed(args, stop.code, "stopped by a signal; the same command goes on from here")
         except BrokenPipeError:  # the reader of our output went away
             return _failed(args, 1, None)
         except ValueError as error:  # what the user can put right
@@ -62,6 +66,7 @@ def _failed(args: argparse.Namespace, code: int, error: object) -> int:
 def _train(args: argparse.Namespace) -> None:
     """Train a model, or go on with a run that was stopped."""
     settings = TrainSettings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(TrainSettings)})
+    keep_memory()  # the process is ours, and ends with the run
     try:
         train(settings)
     except KeyboardInterrupt:

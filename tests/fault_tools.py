@@ -12,7 +12,7 @@ CALLS = [(os, name) for name in ("open", "close", "fsync", "replace", "rename", 
 
 @contextlib.contextmanager
 def failing_at(n: int, fail: Callable[[], None], after: bool = False) -> Iterator[Callable[[], bool]]:
-    """Inside, `fail` is called at call number n of those of CALLS, before or after it is made. Yields whether it was."""
+    """Inside, `fail` is called at call number n of CALLS, before or after it is made. Yields whether it was."""
     count, originals = 0, [(owner, name, getattr(owner, name)) for owner, name in CALLS]
 
     def wrapped(original):

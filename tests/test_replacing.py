@@ -1,5 +1,6 @@
 """Sets of files: whatever fails, and wherever a process is killed, a reader sees the old set or the new one."""
 
+import contextlib
 import errno
 import os
 import threading
@@ -46,10 +47,8 @@ def test_a_failure_of_every_single_call_leaves_one_of_the_two_sets(tmp_path, fai
         directory = tmp_path / str(n)
         weights.save(OLD, directory)
         with failing_at(n, fail, after) as happened:
-            try:
+            with contextlib.suppress(KeyboardInterrupt, OSError):
                 weights.save(NEW, directory)
-            except (KeyboardInterrupt, OSError):
-                pass
             reached = happened()
         seen.add(which(directory))
         weights.save(OLD, directory)  # what was cut short does not stand in the way

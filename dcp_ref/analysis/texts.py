@@ -1,14 +1,13 @@
 """What is measured on: models that can read, and texts as training reads them."""
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from dcp_ref import weights
 from dcp_ref.tokenizer import Tokenizer
 from dcp_ref.training import data
+from dcp_ref.training.blas import Pool, processors
 from dcp_ref.weights import Model
 
 
@@ -35,7 +34,7 @@ def read_tokens(model: Model, paths: Sequence[str], max_tokens: int | None = Non
     if max_tokens is not None and max_tokens < 2:
         raise ValueError(f"max_tokens must be 2 or more, not {max_tokens}")
     tokenizer, documents = tokenizer_of(model), data.read_documents(paths)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with Pool(processors()) as pool:
         tokens = data.tokenize(tokenizer, documents, pool)
     return tokens if max_tokens is None else tokens[: max_tokens + 1]
 

@@ -184,9 +184,10 @@ def test_a_run_uses_the_processors_unless_told(text, tmp_path, monkeypatch, give
 @pytest.mark.parametrize("most", [0, 1, 2])
 def test_where_threads_are_refused_those_that_there_are_do_the_work(text, unbroken, tmp_path, monkeypatch, most):
     """None at all, too: then the caller's own does it."""
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
     allow_threads(monkeypatch, most)
     with blas.Pool(3) as pool:
-        assert pool.threads == max(1, most)
+        assert pool.threads == max(1, most) and os.environ["TOKENIZERS_PARALLELISM"] == "false"
         names = list(blas.side_by_side(lambda _: threading.current_thread().name, range(20), pool))
         assert (set(names) == {threading.main_thread().name}) is (most == 0)
         assert list(pool.map(lambda x: x + 1, range(9))) == list(range(1, 10))

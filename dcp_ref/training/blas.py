@@ -41,6 +41,8 @@ class Pool(Executor):
 
     def __init__(self, threads: int) -> None:
         self._executor, self.threads = _started(threads)
+        if self._executor is None or self.threads < threads:  # `tokenizers` would panic when its own are refused
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """As Executor.submit; without threads, it returns when the work is done."""

@@ -32,6 +32,7 @@ THREADS = ("tests/test_threads.py", "tests/test_invariance.py")
 CACHE, ENGINE = "dcp_ref/runtime/cache.py", "dcp_ref/runtime/engine.py"
 DECODER, AGAIN = "dcp_ref/runtime/decoder.py", ("tests/test_decoder.py",)
 ATTENTION = "csrc/attention.c"
+REPLACING, FAILURES = ("tests/test_replacing.py",), ("tests/test_training_failures.py",)
 TRAINING_C, NATIVE = "csrc/training.c", ("tests/test_training_native.py",)
 STEP = "dcp_ref/training/step.py"
 MEASURED = tuple(f"tests/test_{name}.py" for name in ("perplexity", "rules", "likelihood", "tasks", "zero_shot"))
@@ -207,6 +208,26 @@ MUTANTS = [
     Mutant("the wanted share is ignored", STEP, "    if settings.target_kept is None:\n", "    if True:\n", TRAINING),
     Mutant("validation on the training text", "dcp_ref/training/loop.py", "state.config, valid, context",
            "state.config, tokens, context", TRAINING),
+    Mutant("a set that was cut short is read half", "dcp_ref/replacing.py", "return saved if saved.exists() else file",
+           "return file", REPLACING),
+    Mutant("a reader mixes two sets", "dcp_ref/replacing.py",
+           "            if _stamp(directory) == before:\n                return result", "            return result",
+           REPLACING),
+    Mutant("a set is not on the disk when it is decided", "dcp_ref/replacing.py",
+           "            _flush(file)\n", "", REPLACING),
+    Mutant("a line that nobody reads costs steps", "dcp_ref/training/loop.py", "or failure or", "or", FAILURES),
+    Mutant("a picture is drawn of steps that are not saved", "dcp_ref/training/loop.py", "or drawn or", "or",
+           ("tests/test_training_plot.py",)),
+    Mutant("a signal loses steps", "dcp_ref/training/loop.py", "last or stopped or", "last or",
+           ("tests/test_training_stopping.py",)),
+    Mutant("an infinite score is no number (C)", TRAINING_C, "(fabsf(score[j]) == INFINITY)", "(score[j] == INFINITY)",
+           NATIVE),
+    Mutant("a NaN brings back what is gone (C)", TRAINING_C, "sum[j] = sum[j] == -INFINITY ? sum[j] : sum_now;",
+           "sum[j] = sum_now;", NATIVE),
+    Mutant("q, k and v are read with the strides of q", "dcp_ref/training/native.py", "if not alike or", "if",
+           ("tests/test_training_arrays.py",)),
+    Mutant("large seeds share their numbers", "dcp_ref/runtime/sampling.py", "if seed < 2**32 else", "if True else",
+           ("tests/test_sampling.py",)),
     # What is measured of a model.
     Mutant("a token counts as context of its own", "dcp_ref/analysis/perplexity.py", ".sum(1) - len(scored)", ".sum(1)",
            MEASURED),

@@ -14,6 +14,7 @@ from fault_tools import failing_at
 from thread_tools import run_python
 
 from dcp_ref import files, weights
+from dcp_ref import replacing as replacing_module
 from dcp_ref.replacing import current, finish, replacing, steady
 from dcp_ref.tokenizer import Tokenizer
 
@@ -86,6 +87,18 @@ while code:
     code = os.waitstatus_to_exitcode(os.wait()[1])
     print(code)
 """
+
+
+def test_all_is_on_the_disk_before_it_is_decided(tmp_path, monkeypatch):
+    """A power cut then finds the whole set, or none of it."""
+    events, flush, rename = [], replacing_module._flush, os.replace
+    monkeypatch.setattr(replacing_module, "_flush", lambda path: events.append(path.name) or flush(path))
+    monkeypatch.setattr(os, "replace", lambda old, new: events.append(new.name) or rename(old, new))
+    weights.save(NEW, tmp_path)
+    decided = events.index(".saved")
+    files_there = ["config.json", "model.safetensors", "tokenizer.json"]
+    assert events[: decided - 1] == files_there and events[decided - 1].startswith(".saving-")
+    assert events[decided + 1 :] == [tmp_path.name, *files_there, tmp_path.name]
 
 
 def half_moved(directory):

@@ -70,7 +70,7 @@ class TrainSettings:
     eval_every: int = option(250, "steps from one validation to the next")
     eval_windows: int = option(32, "sequences of the validation text")
     save_every: int = option(250, "steps from one checkpoint to the next")
-    threads: int | None = option(None, "none: one a processor, at most OMP_NUM_THREADS; any number gives the same result")
+    threads: int | None = option(None, "none: one a processor, at most OMP_NUM_THREADS; the result is always the same")
     plot: bool = option(False, "draw metrics.png in out, at each validation (needs matplotlib)")
 
     def __post_init__(self) -> None:
@@ -205,7 +205,7 @@ class TrainSettings:
 
 
 def _resolved(paths: Any) -> Any:
-    """A path, or each of several, from the root and without links. None, a config's text, a shipped model's name stay."""
+    """A path, or each of several, from the root and without links; None, a config's text, a shipped name are left."""
     if isinstance(paths, (list, tuple)):
         return [_resolved(path) for path in paths]
     if not isinstance(paths, str) or paths.lstrip().startswith("{"):

@@ -7,8 +7,8 @@ COPY = rm -rf build/$@ && mkdir -p build/$@ && cp -r dcp_ref csrc tests *.py *.t
 BUILD := $(CURDIR)/$(RUN)/python setup.py -q build_ext --inplace
 PYTEST := HYPOTHESIS_PROFILE=ci $(CURDIR)/$(RUN)/python -m pytest --capture=sys
 THREADED := $(patsubst %,tests/test_%.py,kernels training_native invariance cache threads)
-NATIVE := $(THREADED) $(patsubst %,tests/test_%.py,slots native block cache_memory cache_policies engine theorem \
-  theorem_storage memory)
+NATIVE := $(THREADED) $(patsubst %,tests/test_%.py,slots native training_arrays block cache_memory cache_policies engine \
+  theorem theorem_storage memory)
 .PHONY: demo test lint bench mutants lm-eval asan tsan baseline clean
 
 demo: .venv/run

@@ -14,7 +14,6 @@ import platform
 import re
 import subprocess
 import sys
-from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from dcp_ref import Config, native, weights
 from dcp_ref.timing import seconds
-from dcp_ref.training.blas import Pool, kept_memory
+from dcp_ref.training.blas import Pool, keep_memory
 from dcp_ref.training.checkpoint import State
 from dcp_ref.training.step import batch_gradients
 
@@ -76,13 +75,14 @@ def status(field):
 def serve(who, shape, alpha):
     """Print the MB of three steps, then the seconds of one for each line that comes."""
     step = CONTENDERS[who](shape, alpha)
-    with kept_memory() if who == "dcp_ref" else nullcontext():  # as dcp_ref.training.train does
-        before = status("VmRSS")
-        for _ in range(3):
-            step()
-        print(status("VmHWM") - before, flush=True)
-        for _ in sys.stdin:
-            print(seconds(step), flush=True)
+    if who == "dcp_ref":
+        keep_memory()  # as `dcp-ref train` does
+    before = status("VmRSS")
+    for _ in range(3):
+        step()
+    print(status("VmHWM") - before, flush=True)
+    for _ in sys.stdin:
+        print(seconds(step), flush=True)
 
 
 def measure(shape, alpha, rounds):

@@ -367,10 +367,11 @@ CLONES void dcp_log_mask_columns(float *log_i, float *slope, const float *s, siz
         if (inside)
             gate(log_keep, step, score, n);
         for (size_t j = 0; j < width; j++) {
-            const int saturated = !inside | (n * fabsf(score[j]) >= 1) | (score[j] == INFINITY);
-            sum[j] += saturated ? (score[j] > 0 ? 0 : -INFINITY) : log_keep[j];
+            const int saturated = !inside | (n * fabsf(score[j]) >= 1) | (fabsf(score[j]) == INFINITY); /* n may be 0 */
+            const float sum_now = sum[j] + (saturated ? (score[j] > 0 ? 0 : -INFINITY) : log_keep[j]);
+            sum[j] = sum[j] == -INFINITY ? sum[j] : sum_now; /* gone for good: a NaN that comes later changes nothing */
             log_i[i * T + first + j] = sum[j];
-            slope[i * T + first + j] = saturated ? 0 : step[j];
+            slope[i * T + first + j] = saturated | (score[j] != score[j]) ? 0 : step[j];
         }
     }
 }
@@ -411,7 +412,7 @@ CLONES void dcp_gelu_new_slope(float *y, float *slope, const float *x, size_t n)
     for (size_t i = 0; i < n; i++) {
         const float near = x[i] < -20 ? -20 : x[i] > 20 ? 20 : x[i], square = near * near; /* g is 0 or 1 beyond */
         const float g = 1 / (1 + exp_(-twice_a * near * (1 + b * square)));
-        y[i] = x[i] * g;
+        y[i] = (x[i] > 20 ? x[i] : near) * g;
         slope[i] = g + near * g * (1 - g) * twice_a * (1 + 3 * b * square);
     }
 }

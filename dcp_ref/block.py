@@ -32,6 +32,7 @@ class Kernels(NamedTuple):
     log_mask_backward: Callable = log_mask_backward
     activation: Callable = activation
     cross_entropy: Callable = cross_entropy
+    check: Callable = lambda params: None  # raises ValueError for parameters that they cannot compute with
 
 
 NUMPY = Kernels()

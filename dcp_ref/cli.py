@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
 import platform
 import shlex
 import sys
@@ -25,7 +24,9 @@ from dcp_ref import (
     tokenizer_files,
     weights,
 )
-from dcp_ref.training import TrainSettings, train
+from dcp_ref.training import TrainSettings, keep_memory, train
+from dcp_ref.training.blas import processors
+from dcp_ref.training.stopping import Stopped
 
 DOWNLOADED = ["config.json", weights.GENERATION, "model.safetensors", "model.safetensors.index.json",
               "model-*.safetensors", *tokenizer_files.ALL]
@@ -33,7 +34,8 @@ NEWS = ("train", "download")  # commands that put their results on the disk, and
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit code: 0, 1 for a failure under way, 2 for bad input, 130 after Ctrl-C.
+    """Run one command. Returns the exit code: 0, 1 for a failure under way, 2 for bad input, 130 after Ctrl-C, 143 and
+    the like when another signal ends a training run.
 
     A failure under way is one of stdout too. Raises SystemExit as argparse does, after --help or for a mistyped option.
     """
@@ -60,6 +62,9 @@ def _run(name: str, args: argparse.Namespace, closed: bool) -> int:
             _prepare_stdout(args, closed)
             COMMANDS[args.command](args)
             return 0
+        except Stopped as stop:
+            cli_streams.say(name, "stopped by a signal; the same command goes on from here")
+            return stop.code
         except (KeyboardInterrupt, ValueError, MemoryError, OSError, RuntimeError) as error:
             return _told(name, error)
 
@@ -95,6 +100,7 @@ def _ended(name: str, code: Any) -> Any:
 def _train(args: argparse.Namespace) -> None:
     """Train a model, or go on with a run that was stopped."""
     settings = TrainSettings(**{f.name: getattr(args, f.name) for f in dataclasses.fields(TrainSettings)})
+    keep_memory()  # the process is ours, and ends with the run
     try:
         train(settings)
     except KeyboardInterrupt:
@@ -127,7 +133,7 @@ def _info(args: argparse.Namespace) -> None:
         "dcp-ref": __version__,
         "backend": "native" if native.available() else "numpy",
         "simd": native.simd_level() or f"none: {native.missing()}",
-        "threads": f"{native.threads()} in the kernels, on {os.cpu_count()} processors",
+        "threads": f"{native.threads()} in the kernels, on {processors()} processors",
         "python": platform.python_version(),
         **{name: version(name) for name in ("numpy", "cffi", "safetensors", "tokenizers", "tqdm")},
         "platform": platform.platform(),

@@ -1,14 +1,12 @@
-"""Checkpoint files: read with every byte accounted for, replaced together or not at all. Nothing is ever unpickled."""
+"""Checkpoint files: read with every byte accounted for, and written. Nothing is ever unpickled."""
 
-import contextlib
 import errno
 import json
 import mmap
 import os
 import re
 import stat
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,9 @@ import numpy as np
 from numpy.lib.array_utils import byte_bounds
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from dcp_ref.replacing import current
+from dcp_ref.replacing import replacing as replacing  # for all who write
 
 SHIPPED = Path(__file__).parent / "models"
 PREFIX = "transformer."
@@ -71,6 +72,7 @@ def shipped_models() -> list[str]:
 
 def read_json(file: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises CheckpointError."""
+    file = current(file)
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -105,7 +107,7 @@ def read_tensors(directory: Path) -> tuple[dict[str, np.ndarray], Callable[[str]
 
 def _weight_files(directory: Path) -> list[Path]:
     """model.safetensors, or else the shards that model.safetensors.index.json lists."""
-    whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    whole, index = (current(directory / name) for name in ("model.safetensors", "model.safetensors.index.json"))
     if _mode(whole) is not None:
         return [whole]
     if _mode(index) is None:
@@ -116,9 +118,9 @@ def _weight_files(directory: Path) -> list[Path]:
     for tensor, shard in shards.items():
         if not isinstance(shard, str) or not SHARD.fullmatch(shard):
             raise CheckpointError(f"{index}: {tensor}: {shard!r} is not the plain name of a .safetensors file")
-        if _mode(directory / shard) is None:
+        if _mode(current(directory / shard)) is None:
             raise CheckpointError(f"{index}: {tensor}: its file {shard} is missing; download it")
-    return [directory / shard for shard in sorted(set(shards.values()))]
+    return [current(directory / shard) for shard in sorted(set(shards.values()))]
 
 
 def _instead(directory: Path) -> str:
@@ -187,30 +189,3 @@ def write_tensors(file: Path, tensors: dict[str, np.ndarray]) -> None:
     except SafetensorError as error:
         raise OSError(f"{file}: cannot be written ({error})") from None
     file.chmod(mode)  # save_file leaves it unreadable for everybody else
-
-
-@contextlib.contextmanager
-def replacing(directory: Path) -> Iterator[Path]:
-    """A temporary directory to write files in; when the block ends well they move into `directory`.
-
-    All of them are on the disk before the first one is replaced, so a full disk leaves the old files as they were.
-    A kill leaves every file whole, old or new, and a directory `.saving-*` that may be deleted.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".saving-") as temporary:
-        yield Path(temporary)
-        written = sorted(Path(temporary).iterdir())
-        for file in written:
-            _flush(file)
-        for file in written:
-            os.replace(file, directory / file.name)
-    _flush(directory)
-
-
-def _flush(path: Path) -> None:
-    """Have the system put a file, or the names in a directory, on the disk now."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

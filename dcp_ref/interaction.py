@@ -47,6 +47,7 @@ def log_mask(s, alpha, delay=0):  # [..., T, T] -> [..., T, T]
         p = alpha_sigmoid(np.where(judged, s[..., rows, live], np.inf), alpha)  # an infinite score keeps
         with np.errstate(divide="ignore"):
             log_keep = np.log(p)
+        log_keep[np.isneginf(before[..., live]) | cumulative_sum(p == 0)] = -np.inf  # also where later scores are NaN
         log_i[..., rows, cols] = before  # what is gone stays so
         log_i[..., rows, live] += cumulative_sum(log_keep)
         blocks.append((rows, live, p))

@@ -70,13 +70,15 @@ def loss_and_grads(
 ) -> tuple[Loss, Params]:  # [B, T], [B, T], [B, T, V]
     """The training loss and its gradient, under the same names as `params`. Targets of -1 are ignored.
 
-    `kernels` may be those of dcp_ref.training.native, for float32 and a finite alpha: the same to rounding, and faster.
-    Raises ValueError as `forward` does, and when `targets` or `teacher_logits` do not fit `ids`.
+    `kernels` may be those of dcp_ref.native.training, for float32 and a finite alpha: the same to rounding, and faster.
+    Raises ValueError as `forward` does, when `targets` or `teacher_logits` do not fit `ids`, and for parameters of a
+    type that the kernels do not take.
     """
     ids = _checked(ids, config)
     targets = _checked(targets, config, "targets", lowest=-1)
     if targets.shape != ids.shape:
         raise ValueError(f"targets {list(targets.shape)} must have the shape of ids {list(ids.shape)}")
+    kernels.check(params)
     logits, log_i, saved = _gpt2(params, ids, config, alpha, kernels=kernels)
     ce, saved_ce = kernels.cross_entropy(logits, targets)
     r, saved_r = sparsity(log_i)

@@ -16,6 +16,7 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
+from dcp_ref.replacing import current
 from dcp_ref.text_files import decoded
 from dcp_ref.tokenizer_settings import ADDED, CONFIG, SPECIAL, Said, read_settings
 
@@ -29,7 +30,7 @@ ALL = (WHOLE, VOCAB, MERGES, CONFIG, SPECIAL, ADDED, *OTHERS)
 
 def read(directory: Path) -> tuple[tokenizers.Tokenizer, str | None] | None:
     """The tokenizer of a directory, and the token that it names as end of text; None where there is no tokenizer."""
-    whole, vocab, merges = (directory / name for name in (WHOLE, VOCAB, MERGES))
+    whole, vocab, merges = (current(directory / name) for name in (WHOLE, VOCAB, MERGES))
     if not any(file.exists() for file in (whole, vocab, merges)):
         for name in OTHERS:
             if (directory / name).exists():
@@ -132,7 +133,7 @@ def _add(backend: tokenizers.Tokenizer, said: Said) -> None:
 
 def _put_before(backend: tokenizers.Tokenizer, directory: Path, said: Said) -> None:
     """Obey what adds tokens to a text, or changes how special ones are found; refuse what we cannot obey."""
-    whole, config = directory / WHOLE, directory / CONFIG
+    whole, config = current(directory / WHOLE), directory / CONFIG
     for flag in ("add_eos_token", "split_special_tokens"):
         if said.fields.get(flag):
             raise ValueError(f"{config}: {flag} cannot be obeyed; set it to false")

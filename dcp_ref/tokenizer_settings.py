@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken
 
 from dcp_ref import files
+from dcp_ref.replacing import current
 
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -70,4 +71,4 @@ def _token(file: Path, name: str, value: Any) -> AddedToken:
 
 
 def _object(file: Path) -> dict[str, Any]:
-    return files.read_json(file) if file.exists() else {}
+    return files.read_json(file) if current(file).exists() else {}

@@ -22,6 +22,7 @@ import numpy as np
 from dcp_ref import files
 from dcp_ref.config import Config
 from dcp_ref.files import HEAD, CheckpointError
+from dcp_ref.replacing import current, steady
 from dcp_ref.tokenizer import Tokenizer
 
 GENERATION = "generation_config.json"
@@ -79,9 +80,12 @@ def load(path_or_name: str | PathLike[str]) -> Model:
 
     float32 and float64 weights are read-only views of the mapped file: copy one to change it, and do not rewrite the
     file in place while the model is in use (`save` replaces it, which is fine). 16-bit ones become float32 copies.
-    Raises CheckpointError.
+    What a save replaces meanwhile is read anew: all is of one set. Raises CheckpointError.
     """
-    directory = files.find_model(path_or_name)
+    return steady(files.find_model(path_or_name), _load)
+
+
+def _load(directory: Path) -> Model:
     config, says_end = _read_config(directory)
     params = checked(config, *files.read_tensors(directory))
     try:
@@ -98,7 +102,7 @@ def _read_config(directory: Path) -> tuple[Config, bool]:
     """The config, and whether a file says what ends a text; if none does, the config has GPT2Config's default."""
     file, generation = directory / "config.json", directory / GENERATION
     fields = files.read_json(file)
-    told = files.read_json(generation) if generation.exists() else {}
+    told = files.read_json(generation) if current(generation).exists() else {}
     for name in ("forced_eos_token_id", "stop_strings"):
         if fields.get(name) is not None or told.get(name) is not None:
             raise CheckpointError(f"{generation if told.get(name) is not None else file}: {name} would end a text, but "
@@ -116,7 +120,7 @@ def _read_config(directory: Path) -> tuple[Config, bool]:
 def save(model: Model, directory: str | PathLike[str]) -> None:
     """Write a directory that `load` reads, and transformers too where there are no interaction weights.
 
-    The files are replaced together (files.replacing). Without a tokenizer, one that is there stays.
+    The files are replaced together or not at all (files.replacing). Without a tokenizer, one that is there stays.
     Raises CheckpointError for a model that `load` would refuse, before anything is written, and OSError.
     """
     config, params, tokenizer = model
@@ -127,7 +131,7 @@ def save(model: Model, directory: str | PathLike[str]) -> None:
         files.write_tensors(temporary / "model.safetensors", params)
         if tokenizer is not None:
             tokenizer.save(temporary)
-        if (Path(directory) / GENERATION).exists():  # `load` will ask it before config.json
+        if current(Path(directory) / GENERATION).exists():  # `load` will ask it before config.json
             fields = files.read_json(Path(directory) / GENERATION) | {"eos_token_id": config.eos_token_id}
             (temporary / GENERATION).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 

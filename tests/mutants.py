@@ -32,6 +32,7 @@ THREADS = ("tests/test_threads.py", "tests/test_invariance.py")
 CACHE, ENGINE = "dcp_ref/runtime/cache.py", "dcp_ref/runtime/engine.py"
 DECODER, AGAIN = "dcp_ref/runtime/decoder.py", ("tests/test_decoder.py",)
 ATTENTION = "csrc/attention.c"
+REPLACING, FAILURES = ("tests/test_replacing.py",), ("tests/test_training_failures.py",)
 TRAINING_C, NATIVE = "csrc/training.c", ("tests/test_training_native.py",)
 STEP = "dcp_ref/training/step.py"
 TEXT = tuple(f"tests/test_{name}.py" for name in ("streaming", "generation", "tokenizer", "tokenizer_files"))
@@ -196,7 +197,7 @@ MUTANTS = [
     Mutant("no gradient through the softmax's sum (C)", TRAINING_C, "(da[key][j] - dot[j])", "da[key][j]", NATIVE),
     Mutant("the mask's gradient of one head (C)", TRAINING_C, "sum[key][j] += s.da", "sum[key][j] = s.da", NATIVE),
     Mutant("a gate scores itself (C)", TRAINING_C, "i > first + j + delay ?", "i >= first + j + delay ?", NATIVE),
-    Mutant("no delay in training (C)", "dcp_ref/training/native.py", "min(delay, T)", "0", NATIVE),
+    Mutant("no delay in training (C)", "dcp_ref/native/training.py", "min(delay, T)", "0", NATIVE),
     Mutant("Newton steps that stay where they are (C)", TRAINING_C, "next = p - (", "next = p + 0 * (", NATIVE),
     Mutant("the mask's gradient in its own row only (C)", TRAINING_C, "sum[j] += dlog_i[", "sum[j] = dlog_i[", NATIVE),
     Mutant("alpha_share is ignored", STEP, "settings.steps, settings.alpha_share)", "settings.steps, 1.0)", TRAINING),
@@ -224,6 +225,26 @@ MUTANTS = [
     Mutant("a token of the older files is forgotten", "dcp_ref/tokenizer_settings.py",
            "_added(directory / ADDED, listed)", "{}", TEXT),
     Mutant("letters of an added token are bytes", "dcp_ref/tokenizer.py", "i not in added and ", "", TEXT),
+    Mutant("a set that was cut short is read half", "dcp_ref/replacing.py", "return saved if saved.exists() else file",
+           "return file", REPLACING),
+    Mutant("a reader mixes two sets", "dcp_ref/replacing.py",
+           "            if _stamp(directory) == before:\n                return result", "            return result",
+           REPLACING),
+    Mutant("a set is not on the disk when it is decided", "dcp_ref/replacing.py",
+           "            _flush(file)\n", "", REPLACING),
+    Mutant("a line that nobody reads costs steps", "dcp_ref/training/loop.py", "or failure or", "or", FAILURES),
+    Mutant("a picture is drawn of steps that are not saved", "dcp_ref/training/loop.py", "or drawn or", "or",
+           ("tests/test_training_plot.py",)),
+    Mutant("a signal loses steps", "dcp_ref/training/loop.py", "last or stopped or", "last or",
+           ("tests/test_training_stopping.py",)),
+    Mutant("an infinite score is no number (C)", TRAINING_C, "(fabsf(score[j]) == INFINITY)", "(score[j] == INFINITY)",
+           NATIVE),
+    Mutant("a NaN brings back what is gone (C)", TRAINING_C, "sum[j] = sum[j] == -INFINITY ? sum[j] : sum_now;",
+           "sum[j] = sum_now;", NATIVE),
+    Mutant("q, k and v are read with the strides of q", "dcp_ref/native/training.py", "if not alike or", "if",
+           ("tests/test_training_arrays.py",)),
+    Mutant("large seeds share their numbers", "dcp_ref/runtime/sampling.py", "if seed < 2**32 else", "if True else",
+           ("tests/test_sampling.py",)),
     # What is measured of a model.
     Mutant("a token counts as context of its own", "dcp_ref/analysis/perplexity.py", ".sum(1) - len(scored)", ".sum(1)",
            MEASURED),

@@ -20,6 +20,21 @@ def test_a_picture(tmp_path):
         assert (tmp_path / f"{n}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_failure_leaves_the_older_picture(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure", reason="matplotlib is not installed")
+    plot.plot(POINTS, tmp_path / "curve.png", "title")
+    before = (tmp_path / "curve.png").read_bytes()
+
+    def half(self, path, **_):
+        path.write_bytes(b"half")
+        raise OSError("no room")
+
+    monkeypatch.setattr(figure.Figure, "savefig", half)
+    with pytest.raises(OSError, match="no room"):
+        plot.plot(POINTS[:1], tmp_path / "curve.png", "title")
+    assert (tmp_path / "curve.png").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
 def test_every_rule_has_a_line():
     assert {p.rule for p in POINTS} == {"dense", *plot.STYLES}
 

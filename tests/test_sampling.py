@@ -8,6 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dcp_ref.runtime.sampling import Sampling, row_stream
+from dcp_ref.training import data
 
 LAST = 1 - 2**-53  # the largest random number
 LOGITS = np.array([0.0, 2.0, -1.0, 2.0, 1.0], np.float32)
@@ -127,3 +128,20 @@ def test_every_row_has_its_own_stream():
     expected = np.random.default_rng(np.random.SeedSequence([3, 5])).random(4)
     np.testing.assert_array_equal(row_stream(3, 5).random(4), expected)
     assert len({row_stream(seed, row).random() for seed in range(5) for row in range(5)}) == 25
+
+
+def test_no_two_seeds_share_a_stream_however_large_they_are():
+    """A seed's 32-bit words, the row, and the zeros that fill up to four: none is taken for another."""
+    words = [0, 1, 5, 2**32 - 1]
+    seeds = {low + (high << bits) for bits in (32, 64, 96, 128, 160) for high in words for low in words}
+    pairs = [(seed, row) for seed in seeds for row in (0, 1, 5, 2**32 - 1)]
+    assert len({row_stream(seed, row).random() for seed, row in pairs}) == len(pairs)
+
+
+def test_the_batches_of_large_seeds_differ_too():
+    tokens = np.arange(10**6)
+    starts = {seed: [tuple(data.batch(tokens, 4, 2, seed, step)[0][:, 0]) for step in range(3)]
+              for seed in (5, 2**32 + 5)}
+    assert len({*starts[5], *starts[2**32 + 5]}) == 6
+    old = np.random.default_rng([5, 2]).integers(0, 10**6 - 2, 4)  # as it always was
+    assert starts[5][2] == tuple(old)

@@ -1,12 +1,16 @@
 """What can go wrong in training is named, and the last checkpoint stays."""
 
+import contextlib
+import dataclasses
 import errno
 import math
 import os
 import pickle
+import sys
 
 import numpy as np
 import pytest
+from fault_tools import failing_at
 from training_tools import failing, result, run_settings
 
 from dcp_ref import files, weights
@@ -47,10 +51,32 @@ def test_only_a_full_disk_is_called_full(text, tmp_path):
         train(run_settings(text, tmp_path / "file" / "run"), progress=False)
 
 
-def test_a_reader_that_goes_away_is_no_full_disk(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "say", failing(loop.say, 1, BrokenPipeError(), after=False))
-    with pytest.raises(BrokenPipeError):
-        train(run_settings(text, tmp_path / "run"), progress=False)
+@pytest.mark.parametrize(("error", "raised", "message"), [
+    (BrokenPipeError(), BrokenPipeError, None), (KeyboardInterrupt(), KeyboardInterrupt, None),
+    (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), TrainingError,
+     "the progress cannot be shown .*No space left.*; all steps are saved: give the same command .* output elsewhere"),
+    (OSError(errno.EIO, os.strerror(errno.EIO)), TrainingError, "cannot be shown"), (ValueError("x"), ValueError, "x")])
+@pytest.mark.parametrize("what", ["line", "bar"])
+def test_progress_that_cannot_be_shown_costs_no_step(text, unbroken, tmp_path, monkeypatch, what, error, raised,
+                                                     message):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        if what == "line":
+            patch.setattr(loop, "say", failing(loop.say, 1, error, after=False))
+        else:
+            patch.setattr(loop.Bar, "update", failing(lambda *_: None, 3, error, after=False))
+        with pytest.raises(raised, match=message):
+            train(run_settings(text, out), progress=False)
+    assert checkpoint_files.load_state(out).step == 3  # one is saved every 2 steps
+    train(run_settings(text, out), progress=False)
+    assert result(out) == unbroken
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_closed_streams_show_nothing(text, unbroken, tmp_path, monkeypatch, stream):
+    monkeypatch.setattr(sys, stream, None)
+    train(run_settings(text, tmp_path / "run"))
+    assert result(tmp_path / "run") == unbroken
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -90,7 +116,32 @@ def test_files_that_are_not_of_this_run_are_not_overwritten(text, tmp_path, name
     assert [file.read_text() for file in tmp_path.iterdir()] == ["precious"]
 
 
-@pytest.mark.parametrize("call", range(1, 8))
+def test_model_and_checkpoint_are_of_one_step_whatever_fails(text, unbroken, tmp_path):
+    """At every single call of the system while both are saved; and the run goes on from either."""
+    out, n, reached, steps = tmp_path / "run", 0, True, set()
+    train(run_settings(text, out, stop_at=3), progress=False)
+    old = checkpoint_files.load_state(out)
+    new = dataclasses.replace(old, step=4, params={name: p + 1 for name, p in old.params.items()})
+    while reached:
+        n += 1
+        loop.save(out, old)
+        with failing_at(n, failing(print, 1, KeyboardInterrupt())) as happened, contextlib.suppress(KeyboardInterrupt):
+            loop.save(out, new)
+        reached = happened()
+        state, model = checkpoint_files.load_state(out), weights.load(out)
+        assert all(np.array_equal(p, state.params[name]) for name, p in model.params.items())
+        steps.add(state.step)
+    assert steps == {3, 4} and n > 20
+    loop.save(out, old)
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(os, "replace", failing(os.replace, 6, KeyboardInterrupt()))  # sets of 2 and of 1 within
+        loop.save(out, old)
+    assert (out / ".saved").exists()
+    train(run_settings(text, out), progress=False)
+    assert result(out) == unbroken and not list(out.glob(".*"))
+
+
+@pytest.mark.parametrize("call", range(1, 13))
 def test_a_kill_while_preparing_does_not_matter(text, unbroken, tmp_path, monkeypatch, call):
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(files.os, "replace", failing(os.replace, call, ZeroDivisionError()))

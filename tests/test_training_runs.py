@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import os
 import signal
 import subprocess
 import sys
@@ -147,24 +146,6 @@ def test_what_a_kill_leaves_half_written_is_cleared(text, unbroken, tmp_path, mo
     train(run_settings(text, out), progress=False)
     assert result(out) == unbroken
     assert not list(out.glob(".*"))
-
-
-def test_interrupt_saves_after_the_step_under_way(text, unbroken, tmp_path, monkeypatch):
-    real = loop.train_step
-
-    def interrupted(*args):
-        if args[1].step == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(*args)
-
-    handler = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(loop, "train_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train(run_settings(text, tmp_path / "run"), progress=False)
-    assert signal.getsignal(signal.SIGINT) is handler
-    assert checkpoint_files.load_state(tmp_path / "run").step == 5
-    train(run_settings(text, tmp_path / "run"), progress=False)
-    assert result(tmp_path / "run") == unbroken
 
 
 def test_finished_run_is_left_alone(text, tmp_path, capsys):

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
-from training_tools import run_settings
+from training_tools import SHAPE, run_settings
 
 from dcp_ref import Config, load
 from dcp_ref.training import train
@@ -108,6 +108,42 @@ def test_a_short_file_to_validate_on_is_named(text, tmp_path):
     (tmp_path / "short.txt").write_text("the sea")
     with pytest.raises(ValueError, match=r"valid: .*short\.txt: .* tokens are too few .* give more text"):
         train(run_settings(text, tmp_path / "run", valid=(tmp_path / "short.txt",)), progress=False)
+
+
+def test_a_run_goes_on_from_another_working_directory(text, tmp_path, monkeypatch):
+    """By relative paths from there, and by absolute ones; those of an older run are as they were given."""
+    for name in ("home", "home/sub"):
+        (tmp_path / name).mkdir()
+    home, sub = tmp_path / "home", tmp_path / "home" / "sub"
+    (home / "book.txt").write_text(Path(text).read_text())
+    (home / "shape.json").write_text(SHAPE)
+    (sub / "book.txt").write_text("another book")
+    monkeypatch.chdir(home)
+    train(run_settings("book.txt", Path("run"), config="shape.json", prune=False, steps=1), progress=False)
+    files = {"text": ("book.txt",), "valid": ("book.txt",), "config": "shape.json", "out": "run"}
+    stored = json.loads(Path("run/settings.json").read_text())
+    assert [stored[name] for name in ("text", "valid", "config")] == [
+        [f"{home}/book.txt"], [f"{home}/book.txt"], f"{home}/shape.json"]
+    monkeypatch.chdir(sub)
+    up = {name: tuple(f"../{path}" for path in value) if name in ("text", "valid") else f"../{value}"
+          for name, value in files.items()}
+    settings = dataclasses.replace(run_settings("x", Path("x"), prune=False, steps=1), **up)
+    train(settings, progress=False)
+    train(dataclasses.replace(settings, text=(f"{home}/book.txt",)), progress=False)
+    with pytest.raises(ValueError, match=r"text is .*sub/book\.txt.* begun with .*home/book\.txt"):
+        train(dataclasses.replace(settings, text=("book.txt",)), progress=False)
+    (home / "run" / "settings.json").write_text(json.dumps(stored | {
+        "text": ["book.txt"], "valid": ["book.txt"], "config": "shape.json"}))
+    monkeypatch.chdir(home)
+    train(dataclasses.replace(settings, **files), progress=False)
+
+
+def test_a_run_from_a_shipped_model_goes_on_from_another_working_directory(text, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    settings = run_settings(text, tmp_path / "run", init="tiny", config=None, context=16, vocab_size=4096, steps=1)
+    train(settings, progress=False)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    train(settings, progress=False)
 
 
 def test_paths_may_be_spelt_in_another_way_on_resuming(text, tmp_path, monkeypatch):

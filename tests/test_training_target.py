@@ -37,6 +37,16 @@ def test_gamma_is_bounded_and_rises_with_the_share_kept(smooth, level, kept, tar
     assert steer(Steering(smooth, level), min(1, kept + 0.1), target, step, 50)[1] >= factor
 
 
+@pytest.mark.parametrize("target", [0.5, 1e-2, 1e-3, 1e-4, 1e-9, 1e-300, 5e-324])
+def test_it_pushes_towards_the_target_however_small_that_is(target):
+    """With less kept than wanted gamma falls, with more it rises; at the end, where the target itself is wanted."""
+    for kept, sign in ((0.0, -1), (target / 2, -1), (target * 2, 1), (1.0, 1)):
+        after, factor = steer(Steering(kept, 0.0), kept, target, 99, 100)
+        assert math.copysign(1, after.level) == math.copysign(1, factor) == sign
+        assert math.isfinite(factor) and abs(after.level) <= BOUND
+    assert steer(Steering(target, 0.5), target, target, 99, 100)[0].level == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("target", [0.5, 0.2, 0.1])
 @pytest.mark.parametrize("strength", [3.0, 10.0, 30.0])
 @pytest.mark.parametrize("steps", [100, 300, 3000])

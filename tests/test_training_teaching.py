@@ -9,7 +9,7 @@ from training_tools import run_settings, write_text
 from dcp_ref import weights
 from dcp_ref.tokenizer import Tokenizer
 from dcp_ref.training import checkpoint as checkpoint_files
-from dcp_ref.training import train
+from dcp_ref.training import teaching, train
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,17 @@ def test_a_teacher_with_too_few_positions_or_no_tokenizer(text, dense, tmp_path)
             r"context: 16 tokens .* n_positions \(9\) of the teacher .*smaller context")
     refused(run_settings(text, tmp_path / "run", teacher=tmp_path / "bare"), "teacher: .*bare has no tokenizer")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_is_read_and_hashed_once(text, dense, tmp_path, monkeypatch):
+    """By a fresh run, and by one that goes on; by a finished one, not at all."""
+    read, hashed = [], []
+    real_load, real_hash = weights.load, teaching.fingerprint
+    monkeypatch.setattr(weights, "load", lambda path: read.append(path) or real_load(path))
+    monkeypatch.setattr(teaching, "fingerprint", lambda teacher: hashed.append(teacher) or real_hash(teacher))
+    for stop_at in (1, 2, 2):
+        train(run_settings(text, tmp_path / "run", teacher=dense, stop_at=stop_at), progress=False)
+        assert len(read) == len(hashed) == stop_at
 
 
 def test_a_teacher_that_went_away_or_changed_is_named_on_resuming(text, dense, tmp_path):

@@ -99,6 +99,20 @@ def test_a_share_far_from_the_one_wanted_is_told_at_the_end(text, tmp_path, monk
     assert line is None or line in said[-1]
 
 
+def test_a_run_that_is_to_go_on_is_not_judged(text, tmp_path, monkeypatch, capsys):
+    """The share wanted falls with the steps: before the last one nothing is missing yet."""
+    monkeypatch.setattr(loop, "perplexity", lambda *_, **__: (9.0, 0.9))
+    train(run_settings(text, tmp_path / "run", target_kept=0.2, steps=4, stop_at=2))
+    assert "wanted" not in capsys.readouterr().out
+    train(run_settings(text, tmp_path / "run", target_kept=0.2, steps=4, stop_at=9))
+    assert "wanted 20.0% of the context, kept 90.0%" in capsys.readouterr().out
+
+
+def test_small_shares_are_told_apart():
+    shares = (0, 0.2, 0.0012, 4.2e-4, 1e-9)
+    assert [loop.percent(share) for share in shares] == ["0.0%", "20.0%", "0.1%", "0.042%", "1e-07%"]
+
+
 def test_a_run_begun_before_an_option_existed_goes_on(text, unbroken, tmp_path, monkeypatch):
     out = tmp_path / "run"
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from dcp_ref import files
 from dcp_ref.analysis.sweep import BY_MODEL, LEARNED, Point
 from dcp_ref.inputs import shown
 
@@ -60,4 +61,5 @@ def plot(points: Sequence[Point], path: Path, title: str) -> None:
     axes.grid(color="0.9")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False)
-    figure.savefig(path, dpi=150)
+    with files.replacing(path.parent) as temporary:  # a failure leaves an older picture as it was
+        figure.savefig(temporary / path.name, dpi=150)

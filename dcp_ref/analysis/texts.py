@@ -1,14 +1,13 @@
 """What is measured on: models that can read, and texts as training reads them."""
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from dcp_ref import weights
 from dcp_ref.tokenizer import Tokenizer
 from dcp_ref.training import data
+from dcp_ref.training.blas import Pool, processors
 from dcp_ref.weights import Model
 
 
@@ -39,7 +38,7 @@ def tokens_of(model: Model, documents: Sequence[str], max_tokens: int | None = N
     if max_tokens is not None and max_tokens < 2:
         raise ValueError(f"max_tokens must be 2 or more, not {max_tokens}")
     tokenizer = tokenizer_of(model)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with Pool(processors()) as pool:
         tokens = data.tokenize(tokenizer, documents, pool)
     return tokens if max_tokens is None else tokens[: max_tokens + 1]
 

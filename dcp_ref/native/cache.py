@@ -155,7 +155,7 @@ class NativeCache:
              q: np.ndarray, k: np.ndarray, v: np.ndarray,
              q_int: np.ndarray | None = None, k_int: np.ndarray | None = None, beta: float = 0.0,
              inherited: np.ndarray | None = None, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Decode one layer of a batch that `reserve` returned: see KVCache.step. q, k, v may be columns of one array."""
+        """Decode one layer of a batch that `reserve` returned: see KVCache.step. q, k, v may share an array."""
         layer, n = check_layer(self.config, layer), sum(batch.counts)
         x = check_input(self.config, self.policy, n, q, k, v, q_int, k_int, beta, inherited)
         out = rows(n, self.config.n_embd, out)

@@ -132,8 +132,8 @@ class KVCache:
     """Keys, values and interaction keys of the live tokens of several sequences.
 
     `policy` is what decides a drop: None is the learned scores where the model has them, else nothing. `kv` is the
-    storage type of keys and values, one of precision.STORAGES; this cache keeps the rounded values in float32, and k_int
-    as it is. `threshold`, in float32 as scores are, is what they must exceed. `max_bytes` bounds the bytes of all tokens.
+    storage type of keys and values, one of precision.STORAGES; this cache keeps the rounded values in float32.
+    `threshold`, in float32 as scores are, is what they must exceed. `max_bytes` bounds the bytes of all tokens.
     `page_slots` is for NativeCache: here a token is its own page. Raises TypeError or ValueError naming the argument.
     """
 

@@ -53,8 +53,13 @@ def is_number(value: object) -> bool:
 
 
 def row_stream(seed: int, row: int) -> np.random.Generator:
-    """Row b's own random numbers: what it draws does not depend on the rows beside it."""
-    return np.random.default_rng(np.random.SeedSequence([seed, row]))
+    """Row b's own random numbers: what it draws does not depend on the rows beside it.
+
+    A seed of more than 32 bits is several of SeedSequence's words, and [2**32 + 5, 0] would be [5, 1]: such a seed has
+    the row in a place of its own instead. So no two pairs have the same numbers.
+    """
+    words = np.random.SeedSequence([seed, row]) if seed < 2**32 else np.random.SeedSequence(seed, spawn_key=(row,))
+    return np.random.default_rng(words)
 
 
 def check_integer(name: str, value: object, least: int) -> int:

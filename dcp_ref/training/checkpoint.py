@@ -5,7 +5,7 @@
     checkpoint.safetensors                 step, config, parameters and optimizer state: what a run resumes from
     metrics.jsonl                          one row a step; those beyond the checkpoint go when a run resumes
     metrics.png                            a picture of them, if asked for
-    config.json, model.safetensors         the model, for dcp_ref.load; rewritten before each checkpoint
+    config.json, model.safetensors         the model, for dcp_ref.load; replaced together with the checkpoint
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from safetensors.numpy import save
 
 from dcp_ref import files
 from dcp_ref.config import Config
+from dcp_ref.replacing import current
 from dcp_ref.training.optimizer import Params
 from dcp_ref.training.target import Steering
 from dcp_ref.weights import INTERACTION
@@ -106,7 +107,7 @@ def load_state(directory: Path) -> State:
     """Read checkpoint.safetensors; raises TrainingError when that is no checkpoint."""
     groups: dict[str, Params] = {"params": {}, "m": {}, "v": {}}
     try:
-        with safe_open(directory / CHECKPOINT, framework="numpy") as file:
+        with safe_open(current(directory / CHECKPOINT), framework="numpy") as file:
             stored = json.loads(file.metadata()["state"])
             for key in file.keys():  # noqa: SIM118 - it is no dict
                 group, name = key.split("/")
@@ -119,7 +120,7 @@ def load_state(directory: Path) -> State:
 
 def load_settings(directory: Path) -> dict:
     """What settings.json holds; raises TrainingError when that is not what a run wrote."""
-    path = directory / SETTINGS
+    path = current(directory / SETTINGS)
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(stored, dict) or "text" not in stored:
@@ -132,7 +133,7 @@ def load_settings(directory: Path) -> dict:
 def load_tokens(path: Path) -> np.ndarray:
     """The token ids in train.npy or valid.npy, mapped; raises TrainingError when they are not there."""
     try:
-        tokens = np.load(path, mmap_mode="r")
+        tokens = np.load(current(path), mmap_mode="r")
         if tokens.ndim != 1 or tokens.dtype.kind != "u":
             raise ValueError("no list of token ids")
         return tokens
@@ -150,7 +151,7 @@ def append_metrics(directory: Path, row: dict) -> None:
 
 def load_metrics(directory: Path) -> list[dict]:
     """The rows of metrics.jsonl, none without one; raises TrainingError naming a line that is no row of a run."""
-    path = directory / METRICS
+    path = current(directory / METRICS)
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     rows = []
     for number, line in enumerate(lines, 1):

@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 import numpy as np
 
 from dcp_ref import inputs
+from dcp_ref.runtime.sampling import row_stream
 from dcp_ref.text_files import decoded
 from dcp_ref.tokenizer import END_OF_TEXT, Tokenizer
 from dcp_ref.training.settings import TrainSettings
@@ -102,5 +103,5 @@ def windows(tokens: np.ndarray, starts: np.ndarray, context: int) -> tuple[np.nd
 
 def batch(tokens: np.ndarray, size: int, context: int, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
     """Random windows [B, T]. They depend on (seed, step) alone, so a resumed run sees what an unbroken one would."""
-    starts = np.random.default_rng([seed, step]).integers(0, len(tokens) - context, size)
+    starts = row_stream(seed, step).integers(0, len(tokens) - context, size)
     return windows(tokens, starts, context)

@@ -5,8 +5,7 @@ import errno
 import json
 import os
 import shutil
-import signal
-import threading
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,53 +15,62 @@ import numpy as np
 from tqdm import tqdm
 
 from dcp_ref import files, weights
-from dcp_ref.tokenizer import Tokenizer
+from dcp_ref.replacing import current, finish
 from dcp_ref.training import checkpoint, data, plot, teaching
-from dcp_ref.training.blas import Pool, kept_memory
+from dcp_ref.training.blas import Pool, processors
 from dcp_ref.training.checkpoint import State, TrainingError
 from dcp_ref.training.settings import TrainSettings
 from dcp_ref.training.step import perplexity, train_step
+from dcp_ref.training.stopping import between_steps
+
+
+class Bar(tqdm):
+    """A progress bar that starts no thread to watch itself."""
+
+    monitor_interval = 0
 
 
 def train(settings: TrainSettings, progress: bool = True) -> None:
     """Train a model, or go on with a run that was stopped: the result is the same, bit for bit.
 
     Raises ValueError for settings that cannot work and while another run has `out`, before anything is written, and
-    TrainingError when the run has to stop: the disk is full, or the loss is not finite. Ctrl-C
-    saves the state after the step under way.
+    TrainingError when the run has to stop: the disk is full, or the loss is not finite. Ctrl-C, SIGTERM and SIGHUP save
+    the state after the step under way, and so does whatever keeps the progress from being shown.
     """
     out = Path(settings.out)
-    threads = settings.threads or os.cpu_count() or 1
-    with Pool(threads) as pool, kept_memory(), explained_disk_errors(out), checkpoint.alone(out):
-        if (out / checkpoint.SETTINGS).exists():
+    with Pool(settings.threads or processors()) as pool, explained_disk_errors(out), checkpoint.alone(out):
+        if current(out / checkpoint.SETTINGS).exists():
             settings.check_same(checkpoint.load_settings(out))
         else:
             refuse_other_files(out)
         if settings.plot:
             plot.check()
-        if not (out / checkpoint.CHECKPOINT).exists():
-            if (out / checkpoint.METRICS).exists():
+        if current(out / checkpoint.CHECKPOINT).exists():
+            state = checkpoint.load_state(out)
+            teacher = None if state.step >= settings.end else teaching.load_again(settings, state.config)
+        else:
+            if current(out / checkpoint.METRICS).exists():
                 raise TrainingError(f"{out / checkpoint.CHECKPOINT} is gone: start afresh elsewhere")
-            prepare(settings, out, pool)
-        state = checkpoint.load_state(out)
+            teacher = prepare(settings, out, pool)
+            state = checkpoint.load_state(out)
         if state.step >= settings.end:
             say(f"{out}: already finished ({state.step} steps)", progress)
             if settings.plot:
                 plot.draw(out, settings.target_kept)
         else:
-            run(settings, out, state, pool, progress)
+            run(settings, out, state, teacher, pool, progress)
 
 
 def refuse_other_files(out: Path) -> None:
     """Raises ValueError when a directory that no run has claimed holds a file that a run would replace."""
     for name in checkpoint.FILES:
-        if (out / name).exists():
+        if current(out / name).exists():
             raise ValueError(f"out: {out} holds {name} but no {checkpoint.SETTINGS}; give another directory")
 
 
-def prepare(settings: TrainSettings, out: Path, pool: Pool) -> None:
+def prepare(settings: TrainSettings, out: Path, pool: Pool) -> weights.Model | None:
     """Check everything, then write what a run starts from: the settings first, which claim the directory, the
-    checkpoint last, which says that all is there."""
+    checkpoint last, which says that all is there. Returns the teacher."""
     model, teacher = None if settings.init is None else weights.load(settings.init), teaching.load(settings)
     if model is not None and model.tokenizer is None:
         raise ValueError(f"init: {settings.init} has no tokenizer")
@@ -84,53 +92,63 @@ def prepare(settings: TrainSettings, out: Path, pool: Pool) -> None:
         np.save(temporary / "train.npy", train_tokens)
         np.save(temporary / "valid.npy", valid_tokens)
     checkpoint.save_state(out, State.fresh(config, params, settings.only_interaction))
+    return teacher
 
 
-def run(settings: TrainSettings, out: Path, state: State, pool: Pool, progress: bool) -> None:
+def run(settings: TrainSettings, out: Path, state: State, teacher: weights.Model | None, pool: Pool,
+        progress: bool) -> None:
     """Take the steps that are left, saving now and then."""
-    tokens, valid = (checkpoint.load_tokens(out / name) for name in ("train.npy", "valid.npy"))
-    context, teacher = settings.context_of(state.config), teaching.load(settings)
-    teaching.check(settings, teacher, state.config, Tokenizer.from_directory(out))
-    teaching.check_unchanged(settings, teacher, checkpoint.load_settings(out))
+    finish(out)
     for unfinished in out.glob(".saving-*"):  # what a kill while saving leaves
         shutil.rmtree(unfinished)
+    tokens, valid = (checkpoint.load_tokens(out / name) for name in ("train.npy", "valid.npy"))
+    context = settings.context_of(state.config)
     began = time.monotonic() - checkpoint.truncate_metrics(out, state.step)
-    bar = tqdm(initial=state.step, total=settings.end, unit="step", disable=None if progress else True)
-    with bar, interrupt_between_steps() as interrupted:
-        while state.step < settings.end:
+    stopped, bar = False, Bar(initial=state.step, total=settings.end, unit="step", disable=hidden(progress))
+    with between_steps() as signals, bar:
+        while state.step < settings.end and not stopped:
             row = train_step(settings, state, tokens, context, pool, teacher)
-            last, stop = state.step == settings.end, interrupted()
-            if last or state.step % settings.eval_every == 0:
+            last = state.step == settings.end
+            measured = last or state.step % settings.eval_every == 0
+            if measured:
                 ppl, kept = perplexity(state.params, state.config, valid, context, settings.eval_windows, pool=pool)
                 row |= {"valid_perplexity": ppl, "share_kept": kept}
-                say(summary(row), progress)
             checkpoint.append_metrics(out, row | {"seconds": round(time.monotonic() - began, 3)})
-            bar.update()
-            if last or stop or state.step % settings.save_every == 0:
-                weights.save(weights.Model(state.config, state.params, None), out)  # tokenizer.json stays
-                checkpoint.save_state(out, state)
-            if settings.plot and "valid_perplexity" in row:  # no failure to draw may cost what was learned
+            failure, stopped = shown(bar, row, progress), bool(signals)
+            drawn = settings.plot and measured
+            if last or stopped or failure or drawn or state.step % settings.save_every == 0:
+                save(out, state)  # before what may fail
+            if failure:
+                raise failure
+            if drawn:
                 plot.draw(out, settings.target_kept)
-            if stop:
-                raise KeyboardInterrupt
     target = settings.target_kept
-    if target is not None and abs(kept - target) > target / 5:
-        say(f"wanted {target:.1%} of the context, kept {kept:.1%}: more steps, or another gamma to start from, come "
-            "nearer", progress)
+    if target is not None and state.step == settings.steps and abs(kept - target) > target / 5:
+        say(f"wanted {percent(target)} of the context, kept {percent(kept)}: more steps, or another gamma to start "
+            "from, come nearer", progress)
 
 
-@contextmanager
-def interrupt_between_steps() -> Iterator:
-    """Inside, Ctrl-C only sets a flag, which the yielded function reads: no step is left half done."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag.is_set
-        return
-    before = signal.signal(signal.SIGINT, lambda *_: flag.set())
+def save(out: Path, state: State) -> None:
+    """Replace the model and the checkpoint, both or none; tokenizer.json stays."""
+    with files.replacing(out) as temporary:
+        weights.save(weights.Model(state.config, state.params, None), temporary)
+        checkpoint.save_state(temporary, state)
+
+
+def shown(bar: tqdm, row: dict, progress: bool) -> BaseException | None:
+    """Tell people of a step. Returns what went wrong: the step is to be saved before that is raised."""
     try:
-        yield flag.is_set
-    finally:
-        signal.signal(signal.SIGINT, before)
+        bar.update()
+        if "valid_perplexity" in row:
+            say(summary(row), progress)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # nobody reads our output any more
+            return error
+        return TrainingError(f"the progress cannot be shown ({error}); all steps are saved: give the same command to "
+                             "resume, with its output elsewhere")
+    except BaseException as error:
+        return error
+    return None
 
 
 @contextmanager
@@ -146,15 +164,25 @@ def explained_disk_errors(out: Path) -> Iterator[None]:
         raise TrainingError(f"cannot write {out} ({error}): {remedy}, then give the same command to resume") from error
 
 
+def hidden(progress: bool) -> bool | None:
+    """Whether there is no bar; None leaves it to tqdm, which shows one on a terminal."""
+    return None if progress and sys.stderr is not None else True
+
+
 def summary(row: dict) -> str:
     """One line for people."""
     return (
         f"step {row['step']}: loss {row['loss']:.3f}, validation perplexity {row['valid_perplexity']:.2f}, "
-        f"context kept {row['share_kept']:.1%}"
+        f"context kept {percent(row['share_kept'])}"
     )
+
+
+def percent(share: float) -> str:
+    """With a digit behind the point, and with two that say something where that is little."""
+    return f"{share:.1%}" if share == 0 or share >= 0.001 else f"{100 * share:.2g}%"
 
 
 def say(line: str, progress: bool) -> None:
     """Print above the progress bar."""
-    if progress:
+    if progress and sys.stdout is not None:  # it is None where it was closed
         tqdm.write(line)

@@ -11,10 +11,11 @@ from typing import Any, TypeVar, get_args
 
 from dcp_ref import inputs
 from dcp_ref.config import ALIASES, Config
+from dcp_ref.files import shipped_models
 
 # On resuming; all else would change the result.
 MAY_CHANGE = ("out", "threads", "save_every", "eval_every", "plot", "stop_at")
-PATHS = ("text", "valid", "init", "teacher")
+PATHS = ("text", "valid", "init", "teacher", "config")  # a run knows them from every working directory
 
 Value = TypeVar("Value")
 
@@ -71,7 +72,7 @@ class TrainSettings:
     eval_every: int = option(250, "steps from one validation to the next")
     eval_windows: int = option(32, "sequences of the validation text")
     save_every: int = option(250, "steps from one checkpoint to the next")
-    threads: int | None = option(None, "none: one a processor; the result is the same with any number")
+    threads: int | None = option(None, "none: one a processor, at most OMP_NUM_THREADS; the result is always the same")
     plot: bool = option(False, "draw metrics.png in out, at each validation (needs matplotlib)")
 
     def __post_init__(self) -> None:
@@ -195,12 +196,12 @@ class TrainSettings:
     def check_same(self, stored: dict) -> None:
         """Raises ValueError when a run that began with the `stored` settings cannot go on with these.
 
-        An option that is not stored is younger than the run, which had its default. Paths may be spelt in other ways.
+        An option that is not stored is younger than the run, which had its default. Paths may be spelt in other ways,
+        and older runs stored them as they were given.
         """
         stored = {f.name: f.default for f in dataclasses.fields(self)} | stored
         for name, value in self.to_dict().items():
-            same = _resolved(stored[name]) == _resolved(value) if name in PATHS else stored[name] == value
-            if name not in MAY_CHANGE and not same:
+            if name not in MAY_CHANGE and value != (_resolved(stored[name]) if name in PATHS else stored[name]):
                 raise ValueError(
                     f"{name} is {value!r}, but {self.out} was begun with {stored[name]!r}: "
                     "give that again to resume, or another out directory to start afresh"
@@ -208,7 +209,7 @@ class TrainSettings:
 
     def to_dict(self) -> dict:
         """What settings.json holds."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return {k: _resolved(v) if k in PATHS else v for k, v in dataclasses.asdict(self).items()}
 
 
 def _path(name: str, path: Any) -> str:
@@ -219,10 +220,12 @@ def _path(name: str, path: Any) -> str:
 
 
 def _resolved(paths: Any) -> Any:
-    """A path, or each of a list, without links and dots; None stays."""
-    if isinstance(paths, list):
+    """A path, or each of several, from the root and without links; others, as a config's text, are left."""
+    if isinstance(paths, (list, tuple)):
         return [_resolved(path) for path in paths]
-    return Path(paths).resolve() if isinstance(paths, str) else paths
+    if not isinstance(paths, str) or paths.lstrip().startswith("{") or paths == inputs.STANDARD:
+        return paths
+    return paths if paths in shipped_models() and not Path(paths).exists() else str(Path(paths).resolve())
 
 
 def _check_known(fields: dict) -> None:

@@ -13,7 +13,7 @@ SMOOTHING = 0.1  # weight of the newest measurement, which is of one sequence
 PROPORTIONAL, INTEGRAL = 4.0, 10.0  # the latter over a whole run, so that it does as much in a short as in a long one
 FALL = 0.6  # the target is reached at this share of the steps
 BOUND = math.asinh(100)  # gamma is at most 100 times what it began with
-LEAST = 1e-3  # a share of 0 has no logarithm
+LEAST = 1e-3  # of the share wanted: a share of 0 has no logarithm
 
 
 class Steering(NamedTuple):
@@ -34,7 +34,7 @@ def steer(before: Steering, kept: float, target: float, step: int, steps: int) -
     """
     wanted = target ** min(1.0, step / max(1, FALL * (steps - 1)))
     smooth = before.kept + SMOOTHING * (kept - before.kept)
-    error = math.log(max(smooth, LEAST) / wanted)
+    error = math.log(max(smooth / wanted, LEAST))
     level = _bounded(before.level + INTEGRAL / steps * error)
     return Steering(smooth, level), math.sinh(_bounded(level + PROPORTIONAL * error))
 

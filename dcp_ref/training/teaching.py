@@ -1,12 +1,14 @@
 """The dense model whose next-token distribution a run also learns."""
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 
 from dcp_ref import files, weights
 from dcp_ref.config import Config
 from dcp_ref.tokenizer import Tokenizer
+from dcp_ref.training import checkpoint
 from dcp_ref.training.settings import TrainSettings
 
 FINGERPRINT = "teacher_sha256"  # where settings.json has it
@@ -22,6 +24,14 @@ def load(settings: TrainSettings) -> weights.Model | None:
                          f"{teacher.config.int_n_embd}); give a dense model")
     if teacher.tokenizer is None:
         raise ValueError(f"teacher: {settings.teacher} has no tokenizer")
+    return teacher
+
+
+def load_again(settings: TrainSettings, config: Config) -> weights.Model | None:
+    """The teacher of a run that goes on. Raises ValueError when it is not the one that the run began with."""
+    teacher = load(settings)
+    check(settings, teacher, config, Tokenizer.from_directory(settings.out))
+    check_unchanged(settings, teacher, checkpoint.load_settings(Path(settings.out)))
     return teacher
 
 

@@ -7,9 +7,9 @@ COPY = rm -rf build/$@ && mkdir -p build/$@ && cp -r dcp_ref csrc tests *.py *.t
 BUILD := $(CURDIR)/$(RUN)/python setup.py -q build_ext --inplace
 PYTEST := HYPOTHESIS_PROFILE=ci $(CURDIR)/$(RUN)/python -m pytest --capture=sys
 THREADED := $(patsubst %,tests/test_%.py,kernels training_native invariance cache threads)
-NATIVE := $(THREADED) $(patsubst %,tests/test_%.py,slots native training_arrays block cache_memory cache_policies engine \
-  theorem theorem_storage memory)
-.PHONY: demo test lint bench mutants lm-eval asan tsan baseline clean
+NATIVE := $(THREADED) $(patsubst %,tests/test_%.py,slots native training_arrays checks cache_memory cache_policies \
+  decoder engine reentry theorem theorem_storage memory)
+.PHONY: demo test lint bench mutants stress lm-eval asan tsan baseline clean
 
 demo: .venv/run
 	$(RUN)/dcp-ref generate "The old man looked at the sea" --model tiny
@@ -26,6 +26,9 @@ bench:
 
 mutants: .venv/test
 	$(RUN)/python tests/mutants.py
+
+stress: .venv/test
+	$(RUN)/python tests/stress.py
 
 lm-eval: .venv/test,lm-eval
 	$(RUN)/python -m pytest tests/test_lm_eval.py

@@ -54,9 +54,7 @@ typedef struct {
     dcp_page *page;           /* [pages], with the same room */
 } dcp_slots;
 
-/* The pages that this number of tokens needs. */
-size_t dcp_pages_for(size_t tokens, size_t page_slots);
-
+size_t dcp_pages_for(size_t tokens, size_t page_slots); /* the pages that this number of tokens needs */
 size_t dcp_page_bytes(const dcp_pool *pool);
 
 /* Moves the list of idle pages to an array of `room` entries, which outlives the pool or the next move. Returns DCP_OK, or
@@ -68,21 +66,17 @@ int dcp_pool_list(dcp_pool *pool, dcp_page *idle, size_t room);
 int dcp_pool_add(dcp_pool *pool, unsigned char *memory, size_t pages);
 
 /* Turns spare pages into free ones until there are n_free. Returns DCP_OK, or DCP_ENOROOM when there are too few spare
- * ones or `pages` would pass `most`. */
+ * ones or `pages` would pass `most`. Trim makes free pages spare, and gives their memory back to the system. */
 int dcp_pool_grow(dcp_pool *pool, size_t n_free);
-
-/* Gives the memory of free pages back to the system: they become spare. */
 void dcp_pool_trim(dcp_pool *pool);
 
-/* Take a page out of the free ones; make an owned one free. Threads may share the pool while all take, or all give. */
-dcp_page dcp_page_take(dcp_pool *pool);
-void dcp_page_free(dcp_pool *pool, dcp_page page);
+dcp_page dcp_page_take(dcp_pool *pool); /* a free page: there must be one; threads may share the pool while all take, */
+void dcp_page_free(dcp_pool *pool, dcp_page page); /* ... or while all make owned pages free */
 
 /* Marks the lowest free slot live and returns it. When all are live it appends a free page: there must be one. */
 size_t dcp_slot_take(dcp_slots *slots, dcp_pool *pool);
 
-/* Makes the slots of bitmap [pages] the live ones. */
-void dcp_slots_keep(dcp_slots *slots, const uint32_t *bitmap);
+void dcp_slots_keep(dcp_slots *slots, const uint32_t *bitmap); /* makes the slots of bitmap [pages] the live ones */
 
 /* ---- cache.c: what a slot holds. ---- */
 
@@ -97,8 +91,7 @@ typedef struct {
     float threshold;
 } dcp_policy;
 
-/* What a cache is made for. */
-typedef struct {
+typedef struct { /* what a cache is made for */
     size_t layers, positions, heads, head_dim;
     size_t rank;       /* r of the interaction keys, 0 without learned dropping */
     size_t page_slots; /* 1..32 */
@@ -145,7 +138,7 @@ void dcp_sequence_release(dcp_cache *cache, dcp_sequence *sequence);
 size_t dcp_more_pages(const dcp_cache *cache, dcp_sequence *const *sequence, const size_t *count, size_t batch,
                       size_t first, size_t end);
 
-/* Keeps the slots of bitmap; while there is then a whole page too many, moves its tokens into holes and frees it. */
+/* Keeps the slots of bitmap; while that is a whole page too many, moves its tokens into holes and frees it. */
 void dcp_compact(dcp_cache *cache, dcp_slots *slots, const uint32_t *bitmap);
 
 int32_t *dcp_positions(const dcp_cache *cache, dcp_page page); /* those of a page's slots [32] */
@@ -170,8 +163,7 @@ typedef struct {
     size_t pairs;
 } dcp_input;
 
-/* Bytes of workspace that a step needs; it starts at a multiple of 64. */
-size_t dcp_step_bytes(const dcp_cache *cache, const size_t *count, size_t batch);
+size_t dcp_step_bytes(const dcp_cache *cache, const size_t *count, size_t batch); /* workspace, aligned to 64 bytes */
 
 /* Decodes one layer: for each row, in order, drop the tokens that it inherits as dropped, score the live ones, drop those
  * that their scores drop, then those that their positions do, insert the row's own token, attend. Then compacts.
@@ -241,8 +233,7 @@ typedef struct {
     size_t room;      /* for the tokens seen and new of all sequences */
 } dcp_feed;
 
-/* Bytes of workspace that dcp_decode needs; it starts at a multiple of 64. */
-size_t dcp_decode_bytes(const dcp_cache *cache, const dcp_model *model, const dcp_feed *feed);
+size_t dcp_decode_bytes(const dcp_cache *cache, const dcp_model *model, const dcp_feed *feed); /* of workspace */
 
 /* Appends the tokens to their sequences; logits [rows wanted, V], dcp_stride apart. Returns DCP_OK; DCP_EINVAL when an id
  * does not exist, a sequence was released, or the last position would be passed; DCP_ENOROOM when free pages or
@@ -256,5 +247,4 @@ int dcp_decode(float *logits, dcp_cache *cache, const dcp_model *model, const dc
  * fork, as OpenMP does not survive it. */
 size_t dcp_threads(size_t threads);
 
-/* The instruction set that the kernels run with here: "avx512f", "avx2" or "baseline". */
-const char *dcp_simd_level(void);
+const char *dcp_simd_level(void); /* of the kernels here: "avx512f", "avx2" or "baseline" */

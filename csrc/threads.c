@@ -45,12 +45,15 @@ static size_t startable(size_t threads)
     return threads;
 }
 #else
-#define startable(threads) ((size_t)1)
+static size_t startable(size_t threads)
+{
+    return threads > 0;
+}
 #endif
 
 size_t dcp_threads(size_t threads)
 {
-    const size_t most = forked ? 1 : (size_t)omp_get_max_threads();
+    const size_t most = forked ? 1 : (size_t)omp_get_max_threads(); /* 1 without OpenMP */
     return startable(threads > 0 && threads < most ? threads : most);
 }
 

@@ -100,6 +100,8 @@ def _stamp(directory: Path) -> tuple:
         return config.st_ino, config.st_mtime_ns, sorted(os.listdir(saved)) if saved.is_dir() else []
     except FileNotFoundError:  # there is none, or it has just moved
         return _stamp(directory) if (directory / "config.json").exists() else ()
+    except OSError:  # `read` will say what the system says
+        return ()
 
 
 def _flush(path: Path) -> None:

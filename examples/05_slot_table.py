@@ -34,11 +34,9 @@ differences = []
 for i in range(16):
     before = cache.slot_table(sequence, layer=0)  # [pages, 4]: the position in each slot, -1 in a free one
     row = slice(i, i + 1)
-    arguments = 0, [sequence], [i], [1], q[row], k[row], v[row], q_int[row], k_int[row]
-    cache.reserve([sequence], [1])
-    plain.reserve([sequence], [1])
-    out, dropped = cache.step(*arguments)  # [1, C], [n, 2]: (row, position)
-    expected, _ = plain.step(*arguments)
+    rows = q[row], k[row], v[row], q_int[row], k_int[row]
+    out, dropped = cache.step(0, cache.reserve([sequence], [1]), *rows)  # [1, C], [n, 2]: (row, position)
+    expected, _ = plain.step(0, plain.reserve([sequence], [1]), *rows)
     differences.append(np.abs(out - expected).max())
     assert (cache.live_positions(sequence, 0) == plain.live_positions(sequence, 0)).all()
 

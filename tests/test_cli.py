@@ -15,6 +15,7 @@ from text_models import CONFIG, TOKENIZER, text_model
 from training_tools import failing
 
 from dcp_ref import cli_generate, generate, native
+from dcp_ref.native import extension
 
 MODEL = text_model(dataclasses.replace(CONFIG, eos_token_id=None))
 SETTINGS = {"max_new_tokens": 20, "temperature": 0.8, "top_p": 0.95}
@@ -200,7 +201,7 @@ def test_text_is_utf8_wherever_it_goes(run, monkeypatch, encoding):
 @pytest.mark.filterwarnings("default")
 def test_without_the_extension(run, monkeypatch, capsys):
     expected = run("the", "--backend", "numpy")[1]
-    monkeypatch.setattr(native, "lib", None)
+    monkeypatch.setattr(extension, "lib", None)
     code, out, err = run("the")
     assert (code, out) == (0, expected)
     assert err.startswith("dcp-ref generate: using the NumPy kernels, which are slow: the C extension is not built")

@@ -42,7 +42,7 @@ def test_nothing_is_held_when_scoring_fails(backend, call, monkeypatch):
     monkeypatch.setattr(Engine, "feed", failing(Engine.feed, call, KeyboardInterrupt(), after=False))
     with pytest.raises(KeyboardInterrupt):
         score(engine, [([1, 2, 3], [4, 5]), ([1, 2, 3], [6, 7])])
-    assert engine.stats().live_tokens == 0 and not engine._length
+    assert engine.stats().live_tokens == 0 and not engine._cache._sequences.all()
 
 
 def test_greedy_is_what_greedy_decoding_writes():

@@ -58,9 +58,9 @@ def test_a_window_that_has_ended_is_not_held(backend, monkeypatch):
     engine, most = Engine(MODEL, backend, policy=policies.dense), []
     feed = Engine.feed
     monkeypatch.setattr(Engine, "feed", lambda self, sequences, lists: most.append(
-        (len(sequences), len(self._length))) or feed(self, sequences, lists))
+        (len(sequences), len(self._cache._sequences.all()))) or feed(self, sequences, lists))
     evaluate(engine, TOKENS[:75], 40, batch=2)  # the second window is shorter
-    assert most == 34 * [(2, 2)] + 6 * [(1, 1)] and not engine._length
+    assert most == 34 * [(2, 2)] + 6 * [(1, 1)] and not engine._cache._sequences.all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -70,7 +70,7 @@ def test_nothing_is_held_when_an_evaluation_fails(backend, owner, monkeypatch):
     monkeypatch.setattr(owner, name, failing(getattr(owner, name), 5, KeyboardInterrupt(), after=False))
     with pytest.raises(KeyboardInterrupt):
         evaluate(engine, TOKENS, 40, batch=3)
-    assert engine.stats().live_tokens == 0 and not engine._length
+    assert engine.stats().live_tokens == 0 and not engine._cache._sequences.all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

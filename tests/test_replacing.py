@@ -96,7 +96,7 @@ def test_all_is_on_the_disk_before_it_is_decided(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda old, new: events.append(new.name) or rename(old, new))
     weights.save(NEW, tmp_path)
     decided = events.index(".saved")
-    files_there = ["config.json", "model.safetensors", "tokenizer.json"]
+    files_there = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     assert events[: decided - 1] == files_there and events[decided - 1].startswith(".saving-")
     assert events[decided + 1 :] == [tmp_path.name, *files_there, tmp_path.name]
 
@@ -109,7 +109,7 @@ def half_moved(directory):
         patch.setattr(os, "replace", lambda *paths: interrupted() if paths[0].name == "model.safetensors" else
                       calls.append(paths) or real(*paths))
         weights.save(NEW, directory)
-    assert sorted(os.listdir(directory / ".saved")) == ["model.safetensors", "tokenizer.json"]
+    assert sorted(os.listdir(directory / ".saved")) == ["model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     return directory
 
 
@@ -119,7 +119,8 @@ def test_a_set_that_is_cut_short_is_read_whole_and_others_can_too(tmp_path):
     assert os.stat(directory / ".saved").st_mode == os.stat(directory).st_mode
     finish(directory)
     assert which(directory) == "new"
-    assert sorted(os.listdir(directory)) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(os.listdir(directory)) == [
+        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
 
 
 def test_a_set_over_shards_that_is_cut_short(tmp_path):
@@ -155,7 +156,8 @@ def test_what_cannot_be_replaced_is_refused_before_anything_is(tmp_path):
     with pytest.raises(IsADirectoryError, match=r"model\.safetensors"):
         weights.save(NEW, tmp_path)
     assert (tmp_path / "config.json").read_bytes() == before
-    assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors", "other", "tokenizer.json"]
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors", "other", "tokenizer.json",
+                                            "tokenizer_config.json"]
 
 
 def test_several_may_save_and_read_at_once(tmp_path):

@@ -8,8 +8,8 @@ from models import SMALL
 from tolerances import TRAINING_KERNELS
 
 from dcp_ref import loss_and_grads, weights
-from dcp_ref.block import NUMPY
 from dcp_ref import native as runtime_native
+from dcp_ref.block import NUMPY
 
 if not runtime_native.available():
     pytest.skip("the C extension is not built", allow_module_level=True)

@@ -22,7 +22,7 @@ from dcp_ref import weights as checkpoints
 from dcp_ref.analysis.likelihood import fit, pair_ids, score
 from dcp_ref.runtime import policies
 from dcp_ref.runtime.engine import Engine
-from dcp_ref.runtime.generation import make_rows, step
+from dcp_ref.runtime.generation import complete, make_rows
 from dcp_ref.runtime.sampling import Sampling
 
 TOLD = {"until", "max_gen_toks", "max_length", "do_sample", "temperature", "top_p", "top_k"}  # what a request may say
@@ -115,19 +115,16 @@ class DcpRef(LM):
             sampling = Sampling(told.get("temperature", 1.0), None if top_k == -1 else top_k, told.get("top_p", 1.0))
         until = [text for text in told["until"] if text]  # the harness takes "" for none
         [row] = make_rows(self.model, [prompt], told["max_gen_toks"], seed, until)
-        while step(self.engine, [row], sampling):
-            pass
-        if row.sequence is not None:  # None where no token was asked for
-            self.engine.release(row.sequence)
+        complete(self.engine, [row], sampling)
         return row.text or ""
 
 
 def _end(model: checkpoints.Model) -> int | None:
-    """The id that ends a text: the config's, where the tokenizer has it, or else <|endoftext|>'s."""
+    """The id that ends a text: the first of the config's that the tokenizer has, or else the tokenizer's."""
     if model.tokenizer is None:
         return None
-    end = model.config.eos_token_id
-    return end if end in model.tokenizer.vocabulary.values() else model.tokenizer.eos_id
+    known = set(model.tokenizer.vocabulary.values())
+    return next((end for end in model.config.ends if end in known), model.tokenizer.eos_id)
 
 
 def _warn_of_cuts(n: int, of: int) -> None:

@@ -28,7 +28,10 @@ class Memory:
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         taken = -(-size // 64) * 64
         if taken > len(self._left):
-            block = np.empty(max(taken, self.block_bytes) + 64, np.uint8)  # untouched: no memory yet
+            try:
+                block = np.empty(max(taken, self.block_bytes) + 64, np.uint8)  # untouched: no memory yet
+            except MemoryError:  # there may be address space enough for what is needed
+                block = np.empty(taken + 64, np.uint8)
             self._left = block[-block.ctypes.data % 64 :]
         array, self._left = self._left[:size], self._left[taken:]
         return array.view(dtype).reshape(shape)

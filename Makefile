@@ -6,9 +6,10 @@ COPY = rm -rf build/$@ && mkdir -p build/$@ && cp -r dcp_ref csrc tests *.py *.t
   rm -f build/$@/dcp_ref/_native*.so && cd build/$@ &&
 BUILD := $(CURDIR)/$(RUN)/python setup.py -q build_ext --inplace
 PYTEST := HYPOTHESIS_PROFILE=ci $(CURDIR)/$(RUN)/python -m pytest --capture=sys
-THREADED := $(patsubst %,tests/test_%.py,kernels training_native invariance cache threads)
-NATIVE := $(THREADED) $(patsubst %,tests/test_%.py,slots native training_arrays checks cache_memory cache_policies \
-  decoder engine reentry theorem theorem_storage memory)
+THREADED := $(patsubst %,tests/%.py,native/test_kernels native/test_training_native native/test_invariance \
+  runtime/test_cache runtime/test_threads)
+NATIVE := tests/native $(patsubst %,tests/runtime/test_%.py,cache cache_memory cache_policies checks engine memory reentry \
+  theorem theorem_storage threads)
 .PHONY: demo test lint bench mutants stress lm-eval asan tsan baseline clean
 
 demo: .venv/run

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from dcp_ref.timing import interleaved
+from dcp_ref.bench.timing import interleaved
 
 BYTES = 1 << 30
 REDUCTIONS = {"np.sum": np.sum, "np.max": np.max, "np.bitwise_or": lambda x: np.bitwise_or.reduce(x.view(np.int64))}

@@ -11,11 +11,12 @@ from rival_ctranslate2 import CTranslate2
 from rival_llama import LlamaCpp
 from rivals import THREADS, Transformers, opened
 
-from dcp_ref import Config, Engine, policies, weights
-from dcp_ref.bench import SMALL, Decoding, calibrated, random_model, random_prompt
-from dcp_ref.bench_parts import KV_BYTES, kv_bytes
+from dcp_ref import Config, Engine, policies
+from dcp_ref.bench.decoding import SMALL, Decoding, calibrated, random_model, random_prompt
+from dcp_ref.bench.parts import KV_BYTES, kv_bytes
+from dcp_ref.bench.timing import interleaved
+from dcp_ref.checkpoints import weights
 from dcp_ref.native import kernels as native_kernels
-from dcp_ref.timing import interleaved
 
 TINY = Config(vocab_size=1000, n_embd=128, n_layer=2, n_head=2, int_n_embd=16, eos_token_id=None)
 OURS = {"no scores": None, "0% dropped": 0.0, "80% dropped": 0.8}  # share dropped by the learned rule; None: dense

@@ -31,9 +31,10 @@ from bandwidth import readers
 from contest import VERSUS, Setting, between_bandwidths, held, kernel_reader, versus
 from rivals import THREADS
 
-from dcp_ref import Engine, bench_parts, native
-from dcp_ref.bench import sweep
-from dcp_ref.timing import interleaved
+from dcp_ref import Engine, native
+from dcp_ref.bench import parts as bench_parts
+from dcp_ref.bench.decoding import sweep
+from dcp_ref.bench.timing import interleaved
 
 RESULTS = Path(__file__).parent / "results"
 CONTEXTS, SHARES = (64, 256, 512, 900), (0.0, 0.5, 0.8, 0.9)

@@ -5,8 +5,8 @@ import statistics
 from importlib.metadata import distributions
 from pathlib import Path
 
-from dcp_ref.bench import Point
-from dcp_ref.cli_bench import pays_from, plot, scoring_share
+from dcp_ref.bench.decoding import Point
+from dcp_ref.cli.bench import pays_from, plot, scoring_share
 
 PACKAGES = ("dcp-ref", "numpy", "torch", "transformers", "ctranslate2", "llama_cpp_python")
 HEADER = ("row", "ours", "best rival", "ratio", "limit", "needed", "reached")

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dcp_ref import Engine, load, native
+from dcp_ref import Engine, load, native, policies
 from dcp_ref.analysis.texts import read_tokens
-from dcp_ref.runtime import policies
-from dcp_ref.timing import interleaved
+from dcp_ref.bench.timing import interleaved
 from dcp_ref.training.data import windows
 
 STEPS, ROUNDS = 15, 9

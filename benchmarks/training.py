@@ -20,10 +20,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dcp_ref import Config, native, weights
-from dcp_ref.timing import seconds
-from dcp_ref.training.blas import Pool, keep_memory
-from dcp_ref.training.checkpoint import State
+from dcp_ref import Config, native
+from dcp_ref.bench.timing import seconds
+from dcp_ref.checkpoints import weights
+from dcp_ref.training.parallel import Pool, keep_memory
+from dcp_ref.training.run_files import State
 from dcp_ref.training.step import batch_gradients
 
 RESULTS = Path(__file__).parent / "results"

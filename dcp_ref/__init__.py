@@ -1,13 +1,13 @@
 """Dynamic Context Pruning (arXiv 2305.15805): a reference implementation in NumPy and C."""
 
+from dcp_ref import policies
+from dcp_ref.checkpoints.weights import CheckpointError, Model, load, save
 from dcp_ref.config import Config
 from dcp_ref.model import Forward, Loss, forward, loss_and_grads
-from dcp_ref.runtime import policies
 from dcp_ref.runtime.checks import CacheFull
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.generation import Generation, generate
 from dcp_ref.sigmoid import alpha_sigmoid
-from dcp_ref.weights import CheckpointError, Model, load, save
 
 __version__ = "0.1.0"
 __all__ = [

@@ -11,7 +11,8 @@ import math
 
 import numpy as np
 
-from dcp_ref import Config, forward, loss_and_grads, weights
+from dcp_ref import Config, forward, loss_and_grads
+from dcp_ref.checkpoints import weights
 
 config = Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=2, n_head=2, int_n_embd=4, propagate_in_depth=True)
 alpha, gamma = 1.5, 0.1  # at 1.5 the gates have no kinks: the error of the quotient is h^2 everywhere

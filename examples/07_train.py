@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dcp_ref import Config, Model, forward, generate, load, save, weights
-from dcp_ref.tokenizer import Tokenizer
+from dcp_ref import Config, Model, forward, generate, load, save
+from dcp_ref.checkpoints import weights
+from dcp_ref.checkpoints.tokenizer import Tokenizer
 from dcp_ref.training import TrainSettings, train
 
 rng = np.random.default_rng(0)

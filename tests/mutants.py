@@ -17,23 +17,23 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("dcp_ref", "csrc", "tests", "build_dcp.py", "setup.py", "pyproject.toml", "README.md", "LICENSE")
-DECODING = ("tests/test_theorem.py", "tests/test_cache.py")
-TRAINING = ("tests/test_step.py", "tests/test_training_runs.py")
-PAPER = ("tests/test_model.py", "tests/test_layers.py", "tests/test_sigmoid.py")
+DECODING = ("tests/runtime/test_theorem.py", "tests/runtime/test_cache.py")
+TRAINING = ("tests/training/test_step.py", "tests/training/test_training_runs.py")
+PAPER = ("tests/paper/test_model.py", "tests/paper/test_layers.py", "tests/paper/test_sigmoid.py")
 INSERT = "            t.insert(k[row], v[row], block.k_int[row])\n"
 ATTEND = (
     "            out[row], weights = attend(block.q[row], t.k, t.v, n_head, scale)\n"
     "            t.attention = t.attention + weights\n"
 )
-CACHES = ("tests/test_cache.py", "tests/test_cache_memory.py", "tests/test_cache_policies.py")
-KERNELS = ("tests/test_kernels.py", "tests/test_invariance.py")
-STORED = ("tests/test_native.py", *CACHES, *KERNELS)
-THREADS = ("tests/test_threads.py", "tests/test_invariance.py")
+CACHES = ("tests/runtime/test_cache.py", "tests/runtime/test_cache_memory.py", "tests/runtime/test_cache_policies.py")
+KERNELS = ("tests/native/test_kernels.py", "tests/native/test_invariance.py")
+STORED = ("tests/native/test_native.py", *CACHES, *KERNELS)
+THREADS = ("tests/runtime/test_threads.py", "tests/native/test_invariance.py")
 CACHE, ENGINE = "dcp_ref/runtime/cache.py", "dcp_ref/runtime/engine.py"
-DECODER, AGAIN = "dcp_ref/runtime/decoder.py", ("tests/test_decoder.py",)
+DECODER, AGAIN = "dcp_ref/runtime/decoder.py", ("tests/native/test_decoder.py",)
 ATTENTION = "csrc/attention.c"
-REPLACING, FAILURES = ("tests/test_replacing.py",), ("tests/test_training_failures.py",)
-TRAINING_C, NATIVE = "csrc/training.c", ("tests/test_training_native.py",)
+REPLACING, FAILURES = ("tests/checkpoints/test_replacing.py",), ("tests/training/test_training_failures.py",)
+TRAINING_C, NATIVE = "csrc/training.c", ("tests/native/test_training_native.py",)
 STEP = "dcp_ref/training/step.py"
 TEXT = tuple(f"tests/test_{name}.py" for name in ("streaming", "generation", "tokenizer", "tokenizer_files"))
 MEASURED = tuple(f"tests/test_{name}.py" for name in ("perplexity", "rules", "likelihood", "tasks", "zero_shot"))
@@ -106,7 +106,7 @@ MUTANTS = [
     Mutant("surplus pages are kept (C)", "csrc/cache.c", "while (slots->pages > dcp_pages_for(slots->live, n))",
            "while (slots->pages > dcp_pages_for(slots->live, n) + 1)"),
     Mutant("weights share their memory", "dcp_ref/runtime/storage.py", "self._left[:size], self._left[taken:]",
-           "self._left[:size], self._left", ("tests/test_storage.py",)),
+           "self._left[:size], self._left", ("tests/runtime/test_precision.py",)),
     Mutant("compaction leaves all but keys and values behind (C)", "csrc/cache.c", "k <= DCP_REST; k++",
            "k < DCP_REST; k++"),
     Mutant("a fork has its parent's pages (C)", "csrc/cache.c",
@@ -128,7 +128,7 @@ MUTANTS = [
     Mutant("half floats: ties away from even (C)", ATTENTION, "0xfff + (bits >> 13 & 1)", "0x1000", STORED),
     Mutant("half floats are half as large (C)", "csrc/common.h", "number * 0x1p112f", "number * 0x1p111f", STORED),
     Mutant("e^x is never 0 (C)", "csrc/common.h", "return x < low ? 0 : p * power;", "return p * power;",
-           ("tests/test_native.py",)),
+           ("tests/native/test_native.py",)),
     Mutant("the last panel is written whole (C)", "csrc/linear.c", "width = left < DCP_LANES ? left :",
            "width = left < DCP_LANES ? left + 1 :", KERNELS),
     Mutant("rows of 4096 bytes side by side (C)", "csrc/linear.c", "y_stride = dcp_stride(w->n_out)",
@@ -147,15 +147,15 @@ MUTANTS = [
     Mutant("compacting leaves the values behind (C)", "csrc/cache.c", "new + t * 4 * DCP_LANES",
            "new + s * 4 * DCP_LANES", CACHES),
     Mutant("trim keeps the memory (C)", "csrc/slots.c", "pool->piece_bytes[k], MADV_DONTNEED", "0, MADV_DONTNEED",
-           ("tests/test_slots.py", "tests/test_memory.py")),
+           ("tests/native/test_slots.py", "tests/runtime/test_memory.py")),
     Mutant("a fork takes pages that are not there (C)", "csrc/cache.c", "pages <= cache->pool.n_free ?", "1 ?",
-           ("tests/test_native.py",)),
+           ("tests/native/test_native.py",)),
     Mutant("an interrupt leaves C with room that is gone", "dcp_ref/runtime/native_cache.py",
-           "            self._cache.round_bytes = 0", "            pass", ("tests/test_native.py",)),
+           "            self._cache.round_bytes = 0", "            pass", ("tests/native/test_native.py",)),
     Mutant("chunks without a bound", "dcp_ref/runtime/chunks.py", "min(pool.pages, CHUNK_BYTES // size)",
-           "pool.pages", ("tests/test_native.py",)),
+           "pool.pages", ("tests/native/test_native.py",)),
     Mutant("more free pages than there are (C)", "csrc/slots.c", "if (more > pool->n_spare)", "if (0)",
-           ("tests/test_slots.py",)),
+           ("tests/native/test_slots.py",)),
     Mutant("positions off by one", DECODER, "np.arange(start, start + n)", "np.arange(start, start + n) - (start > 0)"),
     Mutant("a step made again with the tokens of the one before", DECODER, "step.ids[:], step.positions[:] = ids, ",
            "_, step.positions[:] = ids, ", AGAIN),
@@ -164,9 +164,9 @@ MUTANTS = [
     Mutant("an interrupted step made again", DECODER, "step, self._step = self._step, None",
            "step = self._step", AGAIN),
     Mutant("a prompt's last layer for other rows", DECODER, "x[wanted], y[wanted]", "x[-len(wanted) :], y[wanted]",
-           ("tests/test_invariance.py",)),
+           ("tests/native/test_invariance.py",)),
     Mutant("a last position too many", ENGINE, "start + row.size > self.config.n_positions",
-           "start + row.size > self.config.n_positions + 1", ("tests/test_engine.py",)),
+           "start + row.size > self.config.n_positions + 1", ("tests/runtime/test_engine.py",)),
     Mutant("a dropped token comes back (dense)", "dcp_ref/interaction.py", "+= cumulative_sum(log_keep)", "+= log_keep",
            (*PAPER, *DECODING)),
     Mutant("a block forgets what was dropped before it (dense)", "dcp_ref/interaction.py",
@@ -183,7 +183,7 @@ MUTANTS = [
            "dlog_handed = dlog_i + dlog_later", "dlog_handed = dlog_later", PAPER),
     Mutant("one Newton step too few", "dcp_ref/sigmoid.py", "for _ in range(3)", "for _ in range(1)", PAPER),
     Mutant("an interrupted sequence goes on", ENGINE,
-           "        self._length.update(dict.fromkeys(sequences))\n", "", ("tests/test_engine.py",)),
+           "        self._length.update(dict.fromkeys(sequences))\n", "", ("tests/runtime/test_engine.py",)),
     Mutant("a step does not clip", STEP, "    clip(grads, norm, settings.clip)\n", "", TRAINING),
     Mutant("a step does not decay", STEP, "decay=settings.weight_decay", "decay=0.0", TRAINING),
     Mutant("a step at the peak rate", STEP, "adamw(state.params, grads, state.m, state.v, step=step, rate=rate",
@@ -234,17 +234,17 @@ MUTANTS = [
            "            _flush(file)\n", "", REPLACING),
     Mutant("a line that nobody reads costs steps", "dcp_ref/training/loop.py", "or failure or", "or", FAILURES),
     Mutant("a picture is drawn of steps that are not saved", "dcp_ref/training/loop.py", "or drawn or", "or",
-           ("tests/test_training_plot.py",)),
+           ("tests/training/test_metrics_plot.py",)),
     Mutant("a signal loses steps", "dcp_ref/training/loop.py", "last or stopped or", "last or",
-           ("tests/test_training_stopping.py",)),
+           ("tests/training/test_stopping.py",)),
     Mutant("an infinite score is no number (C)", TRAINING_C, "(fabsf(score[j]) == INFINITY)", "(score[j] == INFINITY)",
            NATIVE),
     Mutant("a NaN brings back what is gone (C)", TRAINING_C, "sum[j] = sum[j] == -INFINITY ? sum[j] : sum_now;",
            "sum[j] = sum_now;", NATIVE),
     Mutant("q, k and v are read with the strides of q", "dcp_ref/native/training.py", "if not alike or", "if",
-           ("tests/test_training_arrays.py",)),
+           ("tests/native/test_training_arrays.py",)),
     Mutant("large seeds share their numbers", "dcp_ref/runtime/sampling.py", "if seed < 2**32 else", "if True else",
-           ("tests/test_sampling.py",)),
+           ("tests/runtime/test_sampling.py",)),
     # What is measured of a model.
     Mutant("a token counts as context of its own", "dcp_ref/analysis/perplexity.py", ".sum(1) - len(scored)", ".sum(1)",
            MEASURED),

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dcp_ref.checkpoints.tokenizer import Tokenizer
 from dcp_ref.runtime.engine import Engine
-from dcp_ref.tokenizer import Tokenizer
 
 Pair = tuple[list[int], list[int]]  # token ids: a context, and what comes after it
 

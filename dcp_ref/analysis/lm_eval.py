@@ -18,9 +18,9 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from dcp_ref import weights as checkpoints
+from dcp_ref import policies
 from dcp_ref.analysis.likelihood import fit, pair_ids, score
-from dcp_ref.runtime import policies
+from dcp_ref.checkpoints import weights as checkpoints
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.generation import complete, make_rows
 from dcp_ref.runtime.sampling import Sampling

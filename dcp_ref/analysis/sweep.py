@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dcp_ref.analysis import rules
+from dcp_ref import policies
+from dcp_ref.analysis import calibration
 from dcp_ref.analysis.perplexity import check_windows, evaluate, rows_at
 from dcp_ref.analysis.table import markdown, percent
-from dcp_ref.runtime import policies
+from dcp_ref.checkpoints.weights import Model
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.training import data
-from dcp_ref.weights import Model
 
 SHARES = (0.5, 0.2, 0.1, 0.05)  # of the fixed rules
 LEARNED_SHARES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
@@ -89,8 +89,8 @@ def runs(sweep: Sweep, tokens: np.ndarray, context: int, stride: int, progress: 
         engine, title = Engine(sweep.base[1], policy=policy, **options), f"trying {policy}" if progress else None
         return evaluate(engine, few, context, stride, progress=title).perplexity
 
-    for rule in rules.RULES:
-        ways = [rules.sized(rule, share, rows) for share in SHARES]
+    for rule in calibration.RULES:
+        ways = [calibration.sized(rule, share, rows) for share in SHARES]
         best = [min(made, key=tried) if len(made) > 1 else made[0] for made in ways]
         result += [Run(rule, *sweep.base, policy) for policy in dict.fromkeys(best)]  # shares may have the same
     return result
@@ -99,7 +99,7 @@ def runs(sweep: Sweep, tokens: np.ndarray, context: int, stride: int, progress: 
 def _thresholds(model: Model, tokens: np.ndarray, context: int) -> list[float]:
     context = min(context, len(tokens) - 1)
     starts = np.unique(np.linspace(0, len(tokens) - context - 1, CALIBRATION_WINDOWS).astype(int))
-    return rules.thresholds(model, data.windows(tokens, starts, context)[0], LEARNED_SHARES)
+    return calibration.thresholds(model, data.windows(tokens, starts, context)[0], LEARNED_SHARES)
 
 
 def measure(sweep: Sweep, tokens: np.ndarray, n_bytes: int, context: int | None = None, stride: int | None = None, *,

@@ -15,8 +15,8 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from dcp_ref import inputs
-from dcp_ref.text_files import decoded
+from dcp_ref.checkpoints import inputs
+from dcp_ref.checkpoints.inputs import decoded
 
 BLANK = "_"
 

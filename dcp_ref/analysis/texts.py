@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dcp_ref import weights
-from dcp_ref.tokenizer import Tokenizer
+from dcp_ref.checkpoints import weights
+from dcp_ref.checkpoints.tokenizer import Tokenizer
+from dcp_ref.checkpoints.weights import Model
 from dcp_ref.training import data
-from dcp_ref.training.blas import Pool, processors
-from dcp_ref.weights import Model
+from dcp_ref.training.parallel import Pool, processors
 
 
 def load(name: str) -> Model:

@@ -8,8 +8,8 @@ from tqdm import tqdm
 
 from dcp_ref.analysis.likelihood import Pair, Scored, fit, pair_ids, score
 from dcp_ref.analysis.tasks import TASKS, Question
+from dcp_ref.checkpoints.tokenizer import Tokenizer
 from dcp_ref.runtime.engine import Engine
-from dcp_ref.tokenizer import Tokenizer
 
 
 class Encoded(NamedTuple):

@@ -9,10 +9,10 @@ import numpy as np
 from dcp_ref.config import Config
 from dcp_ref.native.extension import STORAGE, available, ffi, lib, missing, pointer, rows
 from dcp_ref.native.memory import Memory, Pages
+from dcp_ref.policies import Policy, float32_threshold, for_model
 from dcp_ref.runtime.cache import Handles, Stats
 from dcp_ref.runtime.checks import check_counts, check_input, check_layer, check_pages, check_positions
 from dcp_ref.runtime.lock import ForkAwareLock, InterpreterEnds, locked
-from dcp_ref.runtime.policies import Policy, float32_threshold, for_model
 from dcp_ref.runtime.precision import check_storage
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from dcp_ref.attention import merge_heads, split_heads
 from dcp_ref.config import Config
 from dcp_ref.layers import softmax
+from dcp_ref.policies import Policy, float32_threshold, for_model
 from dcp_ref.runtime.checks import (
     StepInput,
     check_bytes,
@@ -29,7 +30,6 @@ from dcp_ref.runtime.checks import (
     check_positions,
 )
 from dcp_ref.runtime.lock import ForkAwareLock
-from dcp_ref.runtime.policies import Policy, float32_threshold, for_model
 from dcp_ref.runtime.precision import check_storage, stored
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dcp_ref.config import Config
-from dcp_ref.runtime.policies import Policy
+from dcp_ref.policies import Policy
 
 NOTHING = np.zeros((0, 2), np.int32)  # pairs (row, position)
 

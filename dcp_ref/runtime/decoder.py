@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from dcp_ref import files
 from dcp_ref.block import block_params
+from dcp_ref.checkpoints import files
+from dcp_ref.checkpoints.weights import Model
 from dcp_ref.runtime.lock import locked
-from dcp_ref.weights import Model
 
 MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from dcp_ref.checkpoints.weights import Model
 from dcp_ref.interaction import check_threshold
+from dcp_ref.policies import Policy, for_model
 from dcp_ref.runtime import kernels
 from dcp_ref.runtime.cache import KVCache, Stats
 from dcp_ref.runtime.decoder import Decoder
-from dcp_ref.runtime.policies import Policy, for_model
 from dcp_ref.runtime.precision import check_storage
-from dcp_ref.weights import Model
 
 BACKENDS = ("native", "numpy")
 

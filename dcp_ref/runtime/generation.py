@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from dcp_ref.checkpoints.weights import Model
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.row import Generation, Row
 from dcp_ref.runtime.sampling import Sampling, check_integer, row_stream
-from dcp_ref.weights import Model
 
 Prompt = str | Sequence[int]
 

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dcp_ref.checkpoints.weights import Model
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.streaming import Stream
-from dcp_ref.weights import Model
 
 
 class Generation(NamedTuple):

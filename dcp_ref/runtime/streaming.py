@@ -7,7 +7,7 @@ last ids is decoded, and what it shows beyond the text so far is new. The window
 import codecs
 from collections.abc import Iterable
 
-from dcp_ref.tokenizer import Tokenizer
+from dcp_ref.checkpoints.tokenizer import Tokenizer
 
 CONTEXT = 8  # ids before a new one that its text may depend on: a character has at most 4 bytes, a word one neighbour
 WINDOW = 4 * CONTEXT  # ids at which the window is cut to CONTEXT again

@@ -6,10 +6,10 @@ from concurrent.futures import Executor
 
 import numpy as np
 
-from dcp_ref import inputs
+from dcp_ref.checkpoints import inputs
+from dcp_ref.checkpoints.inputs import decoded
+from dcp_ref.checkpoints.tokenizer import END_OF_TEXT, Tokenizer
 from dcp_ref.runtime.sampling import row_stream
-from dcp_ref.text_files import decoded
-from dcp_ref.tokenizer import END_OF_TEXT, Tokenizer
 from dcp_ref.training.settings import TrainSettings
 
 PIECE = 1_000_000  # characters given to the tokenizer at once

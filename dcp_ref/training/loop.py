@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dcp_ref import files, weights
-from dcp_ref.replacing import current, finish
-from dcp_ref.training import checkpoint, data, plot, teaching
-from dcp_ref.training.blas import Pool, processors
-from dcp_ref.training.checkpoint import State, TrainingError
+from dcp_ref.checkpoints import files, weights
+from dcp_ref.checkpoints.replacing import current, finish
+from dcp_ref.training import data, metrics_plot, run_files
+from dcp_ref.training import teacher as teaching
+from dcp_ref.training.parallel import Pool, processors
+from dcp_ref.training.run_files import State, TrainingError
 from dcp_ref.training.settings import TrainSettings
 from dcp_ref.training.step import perplexity, train_step
 from dcp_ref.training.stopping import between_steps
@@ -38,34 +39,34 @@ def train(settings: TrainSettings, progress: bool = True) -> None:
     the state after the step under way, and so does whatever keeps the progress from being shown.
     """
     out = Path(settings.out)
-    with Pool(settings.threads or processors()) as pool, explained_disk_errors(out), checkpoint.alone(out):
-        if current(out / checkpoint.SETTINGS).exists():
-            settings.check_same(checkpoint.load_settings(out))
+    with Pool(settings.threads or processors()) as pool, explained_disk_errors(out), run_files.alone(out):
+        if current(out / run_files.SETTINGS).exists():
+            settings.check_same(run_files.load_settings(out))
         else:
             refuse_other_files(out)
         if settings.plot:
-            plot.check()
-        if current(out / checkpoint.CHECKPOINT).exists():
-            state = checkpoint.load_state(out)
+            metrics_plot.check()
+        if current(out / run_files.CHECKPOINT).exists():
+            state = run_files.load_state(out)
             teacher = None if state.step >= settings.end else teaching.load_again(settings, state.config)
         else:
-            if current(out / checkpoint.METRICS).exists():
-                raise TrainingError(f"{out / checkpoint.CHECKPOINT} is gone: start afresh elsewhere")
+            if current(out / run_files.METRICS).exists():
+                raise TrainingError(f"{out / run_files.CHECKPOINT} is gone: start afresh elsewhere")
             teacher = prepare(settings, out, pool)
-            state = checkpoint.load_state(out)
+            state = run_files.load_state(out)
         if state.step >= settings.end:
             say(f"{out}: already finished ({state.step} steps)", progress)
             if settings.plot:
-                plot.draw(out, settings.target_kept)
+                metrics_plot.draw(out, settings.target_kept)
         else:
             run(settings, out, state, teacher, pool, progress)
 
 
 def refuse_other_files(out: Path) -> None:
     """Raises ValueError when a directory that no run has claimed holds a file that a run would replace."""
-    for name in checkpoint.FILES:
+    for name in run_files.FILES:
         if current(out / name).exists():
-            raise ValueError(f"out: {out} holds {name} but no {checkpoint.SETTINGS}; give another directory")
+            raise ValueError(f"out: {out} holds {name} but no {run_files.SETTINGS}; give another directory")
 
 
 def prepare(settings: TrainSettings, out: Path, pool: Pool) -> weights.Model | None:
@@ -86,12 +87,12 @@ def prepare(settings: TrainSettings, out: Path, pool: Pool) -> weights.Model | N
     params = weights.init_params(config, settings.seed) | ({} if model is None else model.params)
     stored = settings.to_dict() | {teaching.FINGERPRINT: teaching.fingerprint(teacher)}
     with files.replacing(out) as temporary:
-        (temporary / checkpoint.SETTINGS).write_text(json.dumps(stored, indent=1), encoding="utf-8")
+        (temporary / run_files.SETTINGS).write_text(json.dumps(stored, indent=1), encoding="utf-8")
     with files.replacing(out) as temporary:
         tokenizer.save(temporary)
         np.save(temporary / "train.npy", train_tokens)
         np.save(temporary / "valid.npy", valid_tokens)
-    checkpoint.save_state(out, State.fresh(config, params, settings.only_interaction))
+    run_files.save_state(out, State.fresh(config, params, settings.only_interaction))
     return teacher
 
 
@@ -101,9 +102,9 @@ def run(settings: TrainSettings, out: Path, state: State, teacher: weights.Model
     finish(out)
     for unfinished in out.glob(".saving-*"):  # what a kill while saving leaves
         shutil.rmtree(unfinished)
-    tokens, valid = (checkpoint.load_tokens(out / name) for name in ("train.npy", "valid.npy"))
+    tokens, valid = (run_files.load_tokens(out / name) for name in ("train.npy", "valid.npy"))
     context = settings.context_of(state.config)
-    began = time.monotonic() - checkpoint.truncate_metrics(out, state.step)
+    began = time.monotonic() - run_files.truncate_metrics(out, state.step)
     stopped, bar = False, Bar(initial=state.step, total=settings.end, unit="step", disable=hidden(progress))
     with between_steps() as signals, bar:
         while state.step < settings.end and not stopped:
@@ -113,7 +114,7 @@ def run(settings: TrainSettings, out: Path, state: State, teacher: weights.Model
             if measured:
                 ppl, kept = perplexity(state.params, state.config, valid, context, settings.eval_windows, pool=pool)
                 row |= {"valid_perplexity": ppl, "share_kept": kept}
-            checkpoint.append_metrics(out, row | {"seconds": round(time.monotonic() - began, 3)})
+            run_files.append_metrics(out, row | {"seconds": round(time.monotonic() - began, 3)})
             failure, stopped = shown(bar, row, progress), bool(signals)
             drawn = settings.plot and measured
             if last or stopped or failure or drawn or state.step % settings.save_every == 0:
@@ -121,7 +122,7 @@ def run(settings: TrainSettings, out: Path, state: State, teacher: weights.Model
             if failure:
                 raise failure
             if drawn:
-                plot.draw(out, settings.target_kept)
+                metrics_plot.draw(out, settings.target_kept)
     target = settings.target_kept
     if target is not None and state.step == settings.steps and abs(kept - target) > target / 5:
         say(f"wanted {percent(target)} of the context, kept {percent(kept)}: more steps, or another gamma to start "
@@ -132,7 +133,7 @@ def save(out: Path, state: State) -> None:
     """Replace the model and the checkpoint, both or none; tokenizer.json stays."""
     with files.replacing(out) as temporary:
         weights.save(weights.Model(state.config, state.params, None), temporary)
-        checkpoint.save_state(temporary, state)
+        run_files.save_state(temporary, state)
 
 
 def shown(bar: tqdm, row: dict, progress: bool) -> BaseException | None:

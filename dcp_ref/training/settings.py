@@ -9,9 +9,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-from dcp_ref import inputs
+from dcp_ref.checkpoints import inputs
+from dcp_ref.checkpoints.files import shipped_models
 from dcp_ref.config import ALIASES, Config
-from dcp_ref.files import shipped_models
 
 # On resuming; all else would change the result.
 MAY_CHANGE = ("out", "threads", "save_every", "eval_every", "plot", "stop_at")

@@ -4,16 +4,16 @@ import math
 
 import numpy as np
 
+from dcp_ref.checkpoints.weights import Model
 from dcp_ref.config import Config
 from dcp_ref.model import Forward, forward, loss_and_grads
 from dcp_ref.native import training as native
 from dcp_ref.training import data, schedules
-from dcp_ref.training.blas import Pool, side_by_side
-from dcp_ref.training.checkpoint import State, TrainingError
 from dcp_ref.training.optimizer import Params, adamw, clip, global_norm
+from dcp_ref.training.parallel import Pool, side_by_side
+from dcp_ref.training.run_files import State, TrainingError
 from dcp_ref.training.settings import TrainSettings
-from dcp_ref.training.target import steer
-from dcp_ref.weights import Model
+from dcp_ref.training.steering import steer
 
 # What is not finite stops the run, with a message; NumPy's warnings before it say less. Each thread has to be told.
 quiet = np.errstate(over="ignore", invalid="ignore")

@@ -1,0 +1,1 @@
+"""What `dcp-ref bench` and benchmarks/ share: decoding at a given share dropped, its parts alone, fair timing."""

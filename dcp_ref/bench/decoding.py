@@ -1,0 +1,133 @@
+"""What decoding costs: random models whose learned rule drops as much as is asked, timed side by side."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dcp_ref import policies
+from dcp_ref.bench.timing import interleaved
+from dcp_ref.block import block, block_params
+from dcp_ref.checkpoints import weights
+from dcp_ref.checkpoints.weights import Model
+from dcp_ref.config import Config
+from dcp_ref.interaction import scores
+from dcp_ref.layers import embedding, layer_norm
+from dcp_ref.runtime.engine import Engine
+
+SMALL = Config(int_n_embd=64, eos_token_id=None)  # GPT-2 small, and the paper's interaction width
+NOTHING = 1e9  # a bias of the scores with which every token stays
+
+
+def random_model(config: Config = SMALL, seed: int = 0) -> Model:
+    """A GPT-2 as it is initialised, interaction weights too."""
+    return Model(config, weights.init_params(config, seed), None)
+
+
+def random_prompt(config: Config, tokens: int, seed: int = 0) -> np.ndarray:  # -> [tokens]
+    return np.random.default_rng(seed).integers(config.vocab_size, size=tokens)
+
+
+def calibrated(model: Model, share_dropped: float, context: int, seed: int = 0) -> Model:
+    """The model with other biases of its scores, so that the learned rule drops this share of a random prompt.
+
+    Exactly that share in every layer after the last token of `random_prompt(config, context, seed)`, and about that of
+    other prompts. Random scores are as good as independent, so that tokens go one by one: the live count rises first,
+    and then stays near (1 - share) * context. Token j is alive at i iff beta > -s[m, j] for all m = j+1 .. i, with s
+    before beta is added: beta is where enough of those maxima are below. Layer after layer, because a layer's input
+    depends on what earlier ones dropped.
+    Raises ValueError when the share is not in [0, 1), or the model has no interaction weights.
+    """
+    config = model.config
+    if not 0 <= share_dropped < 1 or config.int_n_embd is None or config.propagate_in_depth or config.int_delay:
+        raise ValueError(f"share_dropped must be in [0, 1), not {share_dropped}, and the model one with interaction "
+                         "weights and without propagate_in_depth and int_delay")
+    params, ids = dict(model.params), random_prompt(config, context, seed)[None]
+    x, _ = embedding(ids, params["wte.weight"], params["wpe.weight"])
+    for layer in range(config.n_layer):
+        name, p = f"h.{layer}.attn.int_bias", block_params(params, layer)
+        if share_dropped == 0:
+            params[name] = np.full(1, NOTHING, np.float32)
+            continue
+        n, _ = layer_norm(x, p["ln_1.weight"], p["ln_1.bias"], config.layer_norm_epsilon)
+        s, _ = scores(n[0], p["attn.q_int.weight"], p["attn.k_int.weight"], np.zeros(1, np.float32))
+        lowest = np.where(np.tri(context, k=-1, dtype=bool), s, np.inf).min(0)[:-1]  # of each token, down the queries
+        params[name] = np.full(1, _bias(lowest, max(round((1 - share_dropped) * context), 1) - 1), np.float32)
+        x, *_ = block(x, 0.0, p | {"attn.int_bias": params[name]}, config, layer, math.inf, None)
+    return Model(config, params, model.tokenizer)
+
+
+def _bias(lowest: np.ndarray, kept: int) -> float:  # [N]
+    """The beta with which lowest + beta > 0 for so many."""
+    needed = np.sort(-lowest)
+    needed = np.concatenate([needed[:1] - 1, needed, needed[-1:] + 1])
+    return float(needed[kept] + needed[kept + 1]) / 2
+
+
+class Decoding:
+    """Sequences that have seen the same random prompt, each with slots of its own; `step` feeds one token to each.
+
+    What is fed are random tokens: a random model's own would soon repeat, and repeated queries drop nothing new.
+    """
+
+    def __init__(self, model: Model, batch: int, context: int, seed: int = 0, **options: Any) -> None:
+        self.engine, self.rng = Engine(model, **options), np.random.default_rng(seed)
+        self.seen, first, began = context, self.engine.new_sequence(), time.perf_counter()
+        self.engine.feed([first], [random_prompt(model.config, context, seed).tolist()])
+        self.prompt_seconds = time.perf_counter() - began
+        self.sequences = [first, *(self.engine.fork(first) for _ in range(batch - 1))]
+
+    def step(self) -> None:
+        """Feed one token to each sequence, and find the likeliest next ones."""
+        tokens = self.rng.integers(self.engine.config.vocab_size, size=(len(self.sequences), 1))
+        for logits in self.engine.feed(self.sequences, tokens.tolist()):
+            logits.argmax()
+        self.seen += 1
+
+    def steps(self, n: int) -> Callable[[], None]:
+        """A contender of `interleaved`."""
+
+        def run() -> None:
+            for _ in range(n):
+                self.step()
+
+        return run
+
+    @property
+    def share_dropped(self) -> float:
+        """Of all tokens seen, over layers and sequences."""
+        seen = self.seen * len(self.sequences) * self.engine.config.n_layer
+        return 1 - self.engine.stats().live_tokens / seen
+
+    @property
+    def cache_bytes(self) -> int:
+        return self.engine.stats().bytes_owned
+
+
+class Point(NamedTuple):
+    """One measurement of `sweep`; `rule` is "dense", without scores, or "learned"."""
+
+    context: int
+    rule: str
+    share_wanted: float
+    share_dropped: float
+    step_seconds: float
+    tokens_per_second: float
+    cache_bytes: int
+    prompt_seconds: float
+
+
+def sweep(model: Model, context: int, shares: tuple[float, ...], batch: int, rounds: int, steps: int = 2,
+          **options: Any) -> list[Point]:
+    """The policy dense, and the learned rule for each share dropped, interleaved; the last step ends at `context`."""
+    prompt = max(context - steps * (rounds + 1), 1)
+    decodings = {("dense", 0.0): Decoding(model, batch, prompt, policy=policies.dense, **options)}
+    for share in shares:
+        decodings["learned", share] = Decoding(calibrated(model, share, context), batch, prompt, **options)
+    contenders = {f"{rule} {share}": d.steps(steps) for (rule, share), d in decodings.items()}
+    timings = interleaved(contenders, rounds, pause=0.01, title=f"context {context}")
+    medians = [timing.median / steps for timing in timings.values()]
+    return [Point(context, rule, share, d.share_dropped, median, batch / median, d.cache_bytes, d.prompt_seconds)
+            for ((rule, share), d), median in zip(decodings.items(), medians, strict=True)]

@@ -1,0 +1,125 @@
+"""`dcp-ref generate`: prompts in, their continuations out as they grow."""
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from dcp_ref.checkpoints import inputs, weights
+from dcp_ref.checkpoints.inputs import decoded
+from dcp_ref.cli import options, streams
+from dcp_ref.runtime.engine import Engine
+from dcp_ref.runtime.generation import Row, make_rows, prompt_ids, step
+from dcp_ref.runtime.sampling import Sampling
+
+
+def run(args: argparse.Namespace) -> None:
+    """Stream the prompts' continuations to stdout, then facts to stderr; or one JSON object."""
+    prompts = _prompts(args)
+    stop = [unescaped(_utf8("--stop", text.encode("utf-8", "surrogateescape"))) for text in args.stop]
+    sampling = Sampling(args.temperature, args.top_k, args.top_p)
+    model = weights.load(args.model)
+    if model.tokenizer is None:
+        raise ValueError(f"{args.model} has no tokenizer: only dcp_ref.generate can use it, with token ids")
+    ids = [prompt_ids(model, text, name) for name, text in prompts]
+    rows = make_rows(model, ids, args.max_new_tokens, args.seed, stop)
+    engine = options.engine(model, args)
+    output = _Output([text for _, text in prompts], rows, args.json)
+    began, held = time.monotonic(), (0, 0)
+    try:
+        output.update()
+        while step(engine, rows, sampling):
+            held = _held(engine, rows, held[1])  # of whole steps: Ctrl-C comes in the middle of one
+            output.update()
+    finally:
+        for row in rows:
+            row.interrupt()
+        output.finish(_facts(engine, held, rows, time.monotonic() - began))
+
+
+def unescaped(text: str) -> str:
+    r"""The text with its \n, \t, \r and \\ replaced by what they stand for: a shell passes them on as they are."""
+    meant = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+    return re.sub(r"\\([ntr\\])", lambda found: meant[found[1]], text)
+
+
+def _held(engine: Engine, rows: list[Row], bytes_before: int) -> tuple[int, int]:
+    """The tokens that the layers hold, or held when their row ended, and the largest size of the cache so far."""
+    stats = engine.stats()
+    return stats.live_tokens + sum(row.live for row in rows), max(bytes_before, stats.bytes_owned)
+
+
+class _Output:
+    """Prints texts one below the other, though they grow side by side; or everything as JSON at the end."""
+
+    def __init__(self, prompts: list[str], rows: list[Row], as_json: bool) -> None:
+        self.prompts, self.rows, self.as_json, self.written = prompts, rows, as_json, 0
+
+    def update(self) -> None:
+        """Print what has come: the texts up to the first that has not ended."""
+        if self.as_json:
+            return
+        text = ""
+        for n, (prompt, row) in enumerate(zip(self.prompts, self.rows, strict=True), 1):
+            heading = f"--- {n} of {len(self.rows)}\n" if len(self.rows) > 1 else ""
+            text += heading + prompt + row.settled()
+            if row.stop_reason is None:
+                break
+            text += "\n"
+        new, self.written = text[self.written :], len(text)
+        print(new, end="", flush=True)
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Print the rest: all rows have ended."""
+        self.update()
+        if self.as_json:
+            generations = [{"prompt": prompt, "text": row.text, "ids": row.ids, "stop_reason": row.stop_reason}
+                           for prompt, row in zip(self.prompts, self.rows, strict=True)]
+            print(json.dumps({"generations": generations, **facts}), flush=True)
+        else:
+            line = ("{new_tokens} tokens, {tokens_per_second} tokens/s; live {live_tokens} of {seen_tokens} "
+                    "tokens seen ({kept:.0%}, {layers} layers together); cache {cache_bytes} bytes")
+            streams.say("dcp-ref", line.format(**facts))
+
+
+def _facts(engine: Engine, held: tuple[int, int], rows: list[Row], seconds: float) -> dict[str, Any]:
+    live, size = held
+    new, seen = sum(len(row.ids) for row in rows), sum(row.seen for row in rows) * engine.config.n_layer
+    return {
+        "new_tokens": new,
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round(new / max(seconds, 1e-9), 1),
+        "live_tokens": live,
+        "seen_tokens": seen,
+        "kept": round(live / max(seen, 1), 4),
+        "layers": engine.config.n_layer,
+        "cache_bytes": size,
+        "backend": engine.backend,
+        "policy": str(engine.policy),
+    }
+
+
+def _prompts(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """(name for messages, text) of each prompt: the arguments, then the files, or else standard input."""
+    names = ["the prompt"] if len(args.prompts) == 1 else [f"prompt {n + 1}" for n in range(len(args.prompts))]
+    prompts = [(name, _utf8(name, text.encode("utf-8", "surrogateescape")))
+               for name, text in zip(names, args.prompts, strict=True)]
+    inputs.check(args.file)
+    files = [(inputs.name(path), _read(path)) for path in args.file or ([] if prompts else [inputs.STANDARD])]
+    return prompts + [(name, _utf8(name, data, decoded).removesuffix("\n")) for name, data in files]
+
+
+def _read(path: str) -> bytes:
+    if path == inputs.STANDARD and (sys.stdin is None or sys.stdin.isatty()):
+        raise ValueError('give a prompt, as in: dcp-ref generate "The old man looked at the sea"')
+    return inputs.read(path)
+
+
+def _utf8(name: str, data: bytes, decode: Callable[[bytes], str] = bytes.decode) -> str:
+    try:
+        return decode(data)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8 (byte {error.start + 1})") from None

@@ -1,0 +1,52 @@
+"""What the tests of the theorem share: backends, random schedules, and the dense forward that decoding must equal."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume
+from hypothesis import strategies as st
+from tolerances import SCORE_MARGIN
+
+from dcp_ref import Model, block, forward, native
+
+THRESHOLDS = [0.0, 0.0, -1.0, 0.1, 1, np.float32(2), math.inf, -math.inf]
+BACKENDS = ["numpy", "native"] if native.available() else ["numpy"]
+
+
+@st.composite
+def schedules(draw, n_positions):
+    """Texts' lengths, and calls: each a list of (sequence, tokens) with distinct sequences, until all are fed."""
+    left = draw(st.lists(st.integers(1, n_positions), min_size=1, max_size=4))
+    lengths, calls = list(left), []
+    while any(left):
+        order = draw(st.permutations([b for b, n in enumerate(left) if n]))
+        order = order[: draw(st.integers(1, len(order)))]
+        calls.append([(b, draw(st.integers(1, left[b]) | st.just(1))) for b in order])
+        for b, n in calls[-1]:
+            left[b] -= n
+    return lengths, calls
+
+
+def judged_margins(config, s, threshold):  # [B, T, T] -> [pairs]
+    """How close each score that decides is to the threshold."""
+    T = s.shape[-1]
+    return np.abs(s[..., np.tri(T, k=-1 - min(config.int_delay, T), dtype=bool)] - threshold).ravel()
+
+
+def dense(m: Model, ids, threshold=0.0):  # [T] -> logits [T, V], live [L, T, T]
+    """The dense forward; rejects the example when a score is so close to the threshold that rounding may decide."""
+    margins = []
+    plain = block.scores
+
+    def recorded(*args):
+        s, saved = plain(*args)
+        margins.extend(judged_margins(m.config, s, threshold))
+        return s, saved
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(block, "scores", recorded)
+        logits, mask = forward(m.params, ids[None], m.config, threshold=threshold)
+    assume(min(margins, default=1) > SCORE_MARGIN)
+    mask = np.cumprod(mask, axis=0) if m.config.propagate_in_depth else mask
+    return logits[0], (mask[:, 0] > 0) & np.tri(len(ids), dtype=bool)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 import dcp_ref
 
 TESTS = Path(__file__).parent
-ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(dcp_ref.__file__).parents[1]), str(TESTS)])}
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(dcp_ref.__file__).parents[1]), str(TESTS / "tools")])}
 START = """
 import atexit, gc, random, signal, sys, threading, weakref
 from models import SMALL, random_model

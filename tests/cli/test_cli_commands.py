@@ -13,7 +13,7 @@ from training_tools import SHAPE, failing, write_text
 
 from dcp_ref import __version__
 from dcp_ref.checkpoints import weights
-from dcp_ref.cli import main as cli
+from dcp_ref.cli import command as cli
 from dcp_ref.training import TrainingError, TrainSettings
 
 MODEL = text_model()

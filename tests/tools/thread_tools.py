@@ -27,7 +27,7 @@ def omp_threads(n):
 
 def run_python(code, *arguments, **environment):
     """What a new Python prints that imports the very package which is tested."""
-    path = os.pathsep.join([str(Path(dcp_ref.__file__).parents[1]), str(Path(__file__).parent)])
+    path = os.pathsep.join([str(Path(dcp_ref.__file__).parents[1]), str(Path(__file__).parent), *sys.path])
     command = [sys.executable, "-c", code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False,
                           env=os.environ | {"PYTHONPATH": path} | environment)

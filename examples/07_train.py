@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dcp_ref import Config, Model, forward, generate, load, save
-from dcp_ref.checkpoints.tokenizer import Tokenizer
-from dcp_ref.checkpoints.weights import init_params
+from dcp_ref.checkpoints import tokenizer, weights
 from dcp_ref.training import TrainSettings, train
 
 rng = np.random.default_rng(0)
@@ -25,9 +24,9 @@ for _ in range(2000):
     lines.append(", ".join(f"the {animal} {verb}" for verb in verbs) + ".\n")
 text = "".join(lines)
 
-tokenizer = Tokenizer.train([text], vocab_size=300)
+tokenizer = tokenizer.Tokenizer.train([text], vocab_size=300)
 config = Config(tokenizer.vocab_size, n_positions=64, n_embd=32, n_layer=1, n_head=2, eos_token_id=tokenizer.eos_id)
-params = init_params(config, seed=0)
+params = weights.init_params(config, seed=0)
 params["wte.weight"] *= 10  # GPT-2's 0.02 suits wide models; one this narrow starts faster from larger embeddings
 
 with tempfile.TemporaryDirectory() as directory:

@@ -190,11 +190,11 @@ class SideBySide(RuleBasedStateMachine):
         too_many = self.ledger.reserve(self.ledger.owned([parent]))
         if too_many:
             with pytest.raises(CacheFull, match=f"the cache needs {too_many} bytes"):
-                self.native.fork(parent)
+                self.native.fork(self.names[parent])
             return
         child = self.numpy.fork(parent)
         self.lengths[child] = self.lengths[parent]
-        handle = self.native.fork(parent)
+        handle = self.native.fork(self.names[parent])
         self.names[child] = handle
 
     @rule()

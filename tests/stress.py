@@ -91,8 +91,8 @@ def program(number: int) -> str:
 def failure(number: int) -> str | None:
     """What went wrong with a program, or None."""
     try:
-        done = subprocess.run([sys.executable, "-c", program(number)], cwd=TOOLS.parents[1], capture_output=True, text=True,
-                              timeout=120, env=ENVIRONMENT, check=False)
+        done = subprocess.run([sys.executable, "-c", program(number)], cwd=TOOLS.parents[1], capture_output=True,
+                              text=True, timeout=120, env=ENVIRONMENT, check=False)
     except subprocess.TimeoutExpired:
         return f"program {number} hangs"
     said = done.stderr.replace("Exception ignored in", "", done.stderr.count("InterpreterEnds"))

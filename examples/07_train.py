@@ -17,12 +17,11 @@ from dcp_ref.checkpoints import tokenizer, weights
 from dcp_ref.training import TrainSettings, train
 
 rng = np.random.default_rng(0)
-lines = []
+text = ""
 for _ in range(2000):
     animal = rng.choice(["cat", "dog", "fox", "owl"])
     verbs = rng.choice(["ran", "sat", "hid", "ate"], size=rng.integers(2, 5))
-    lines.append(", ".join(f"the {animal} {verb}" for verb in verbs) + ".\n")
-text = "".join(lines)
+    text += ", ".join(f"the {animal} {verb}" for verb in verbs) + ".\n"
 
 tokenizer = tokenizer.Tokenizer.train([text], vocab_size=300)
 config = Config(tokenizer.vocab_size, n_positions=64, n_embd=32, n_layer=1, n_head=2, eos_token_id=tokenizer.eos_id)

@@ -2,14 +2,19 @@
 
 Each edit is applied to a copy of the project, the extension is rebuilt where C changed, and the tests that could
 notice are run. An edit that no test fails has survived: this script then exits with 1. The first three are the faults
-of the paper's own code, the way they would look here.
+of the paper's own code, the way they would look here. A run that was ended goes on where it was: what it found out is
+in build/mutants.json, and counts as long as no file changes.
 """
 
+import hashlib
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
@@ -17,26 +22,33 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("dcp_ref", "csrc", "tests", "build_dcp.py", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+RESULTS = ROOT / "build" / "mutants.json"
+MOST_SECONDS = 900  # of the tests of one mutant; unchanged ones take a few minutes at most
 DECODING = ("tests/runtime/test_theorem.py", "tests/runtime/test_cache.py")
 TRAINING = ("tests/training/test_step.py", "tests/training/test_training_runs.py")
 PAPER = ("tests/paper/test_model.py", "tests/paper/test_layers.py", "tests/paper/test_sigmoid.py")
-INSERT = "            t.insert(k[row], v[row], block.k_int[row])\n"
+INSERT = ".insert(k[row], v[row], x.k_int[row])\n"
 ATTEND = (
-    "            out[row], weights = attend(block.q[row], t.k, t.v, n_head, scale)\n"
-    "            t.attention = t.attention + weights\n"
+    "                out[row], weights = attend(x.q[row], tokens.k, tokens.v, n_head, scale)\n"
+    "                tokens = tokens._replace(attention=tokens.attention + weights)"
 )
 CACHES = ("tests/runtime/test_cache.py", "tests/runtime/test_cache_memory.py", "tests/runtime/test_cache_policies.py")
 KERNELS = ("tests/native/test_kernels.py", "tests/native/test_invariance.py")
 STORED = ("tests/native/test_native.py", *CACHES, *KERNELS)
 THREADS = ("tests/runtime/test_threads.py", "tests/native/test_invariance.py")
-CACHE, ENGINE = "dcp_ref/runtime/cache.py", "dcp_ref/runtime/engine.py"
-DECODER, AGAIN = "dcp_ref/runtime/decoder.py", ("tests/native/test_decoder.py",)
+CACHE, DECODER, LOCK = (f"dcp_ref/runtime/{name}.py" for name in ("cache", "decoder", "lock"))
+NATIVE_CACHE, NATIVE_DECODER, MEMORY = (f"dcp_ref/native/{name}.py" for name in ("cache", "decoder", "memory"))
+ENGINE, BINDING = ("tests/runtime/test_engine.py",), ("tests/native/test_native.py",)
+WALKS, BETWEEN = ("tests/native/test_decoder.py",), ("tests/runtime/test_reentry.py",)
 ATTENTION = "csrc/attention.c"
+WALK = "csrc/decode.c"
 REPLACING, FAILURES = ("tests/checkpoints/test_replacing.py",), ("tests/training/test_training_failures.py",)
 TRAINING_C, NATIVE = "csrc/training.c", ("tests/native/test_training_native.py",)
 STEP = "dcp_ref/training/step.py"
-TEXT = tuple(f"tests/test_{name}.py" for name in ("streaming", "generation", "tokenizer", "tokenizer_files"))
-MEASURED = tuple(f"tests/test_{name}.py" for name in ("perplexity", "rules", "likelihood", "tasks", "zero_shot"))
+TEXT = ("tests/runtime/test_streaming.py", "tests/runtime/test_generation.py",
+        "tests/checkpoints/test_tokenizer.py", "tests/checkpoints/test_tokenizer_files.py")
+MEASURED = tuple(f"tests/analysis/test_{name}.py"
+                 for name in ("perplexity", "calibration", "likelihood", "tasks", "zero_shot"))
 
 
 class Mutant(NamedTuple):
@@ -52,15 +64,14 @@ MUTANTS = [
     Mutant("official 1 (C): compaction moves keys, not values", "csrc/cache.c",
            "old + offset(s, j, cache->kv)", "new + offset(t, j, cache->kv)"),
     Mutant("official 1 (NumPy): a drop moves keys, not values", CACHE,
-           "            t.drop(gone)\n",
-           "            v = t.v\n            t.drop(gone)\n            t.v = v[: len(t.k)]\n"),
+           "tokens.without(gone)", "tokens.without(gone)._replace(v=tokens.v[: (~gone).sum()])"),
     # ... all live tokens are lost when every slot after the first hole is dead.
     Mutant("official 2: a dead tail takes all", CACHE,
-           "            t.drop(gone)\n",
-           "            t.drop(np.ones_like(gone) if gone.any() and gone[gone.argmax() :].all() else gone)\n"),
+           "tokens.without(gone)",
+           "tokens.without(np.ones_like(gone) if gone.any() and gone[gone.argmax() :].all() else gone)"),
     # ... depth propagation is applied in the dense pass, not in decoding.
     Mutant("official 3: no depth propagation in decoding", DECODER,
-           "inherited, room = dropped if config.propagate_in_depth else None, x", "inherited, room = None, x"),
+           "drops[-1] if drops and config.propagate_in_depth else None", "None"),
     # ... and in the loss: the sparsity term counts the constant ones on and above the diagonal.
     Mutant("official 13: sparsity counts the diagonal", "dcp_ref/interaction.py",
            "mask *= np.tri(mask.shape[-1], k=-1, dtype=mask.dtype)",
@@ -78,7 +89,7 @@ MUTANTS = [
     Mutant("a threshold taken from beta (C)", ATTENTION, "* scale + beta > policy->threshold)",
            "* scale + (beta - policy->threshold) > 0)"),
     Mutant("delay off by one (C)", ATTENTION, "<= policy->delay", "< policy->delay"),
-    Mutant("delay off by one (NumPy)", CACHE, "> self.config.int_delay", ">= self.config.int_delay"),
+    Mutant("delay off by one (NumPy)", CACHE, "<= self.config.int_delay", "< self.config.int_delay"),
     Mutant("delay off by one (dense)", "dcp_ref/interaction.py", "rows.start - 1 - delay",
            "rows.start - 1 - max(delay - 1, 0)", (*DECODING, *PAPER)),
     Mutant("NaN kept (C)", ATTENTION, "(uint32_t)(products[p][r][j] * scale + beta > policy->threshold)",
@@ -90,8 +101,8 @@ MUTANTS = [
     Mutant("a token drops itself (dense)", "dcp_ref/interaction.py", "rows.start - 1 - delay",
            "rows.start - delay", (*PAPER, *DECODING)),
     Mutant("drops after attending (NumPy)", CACHE,
-           f"            t.drop(gone)\n{INSERT}{ATTEND}",
-           f"{INSERT}{ATTEND}            t.drop(np.append(gone, False))\n"),
+           f"tokens.without(gone){INSERT}{ATTEND}",
+           f"tokens{INSERT}{ATTEND}.without(np.append(gone, False))"),
     Mutant("beta's sign (C)", ATTENTION, "* scale + beta >", "* scale - beta >"),
     Mutant("beta forgotten (engine)", DECODER, 'float(p["attn.int_bias"][0])', "0.0"),
     Mutant("scores not scaled by sqrt(r) (dense)", "dcp_ref/interaction.py",
@@ -105,7 +116,7 @@ MUTANTS = [
     Mutant("a page taken from the pool keeps its bitmap (C)", "csrc/slots.c", "        slots->bitmap[p] = 0;\n", ""),
     Mutant("surplus pages are kept (C)", "csrc/cache.c", "while (slots->pages > dcp_pages_for(slots->live, n))",
            "while (slots->pages > dcp_pages_for(slots->live, n) + 1)"),
-    Mutant("weights share their memory", "dcp_ref/runtime/storage.py", "self._left[:size], self._left[taken:]",
+    Mutant("weights share their memory", MEMORY, "self._left[:size], self._left[taken:]",
            "self._left[:size], self._left", ("tests/runtime/test_precision.py",)),
     Mutant("compaction leaves all but keys and values behind (C)", "csrc/cache.c", "k <= DCP_REST; k++",
            "k < DCP_REST; k++"),
@@ -142,31 +153,43 @@ MUTANTS = [
     Mutant("more threads than asked for (C)", "csrc/linear.c",
            "return threads > 0 && threads < most ? threads : most;", "return most;", THREADS),
     Mutant("a forked child has threads (C)", "csrc/linear.c", "forked = 1;", "forked = 0;", THREADS),
-    Mutant("a forked child waits for its parent's threads", "dcp_ref/runtime/turns.py",
-           "if self._process not in (None, os.getpid()):", "if False:", THREADS),
+    Mutant("a forked child goes on with what another thread left half done", LOCK, "lock.held = _Broken(lock.what)",
+           "lock.held = threading.RLock()", THREADS),
+    Mutant("a finalizer waits for a thread that never goes on", LOCK, "if sys.is_finalizing():", "if False:", BETWEEN),
     Mutant("compacting leaves the values behind (C)", "csrc/cache.c", "new + t * 4 * DCP_LANES",
            "new + s * 4 * DCP_LANES", CACHES),
     Mutant("trim keeps the memory (C)", "csrc/slots.c", "pool->piece_bytes[k], MADV_DONTNEED", "0, MADV_DONTNEED",
            ("tests/native/test_slots.py", "tests/runtime/test_memory.py")),
     Mutant("a fork takes pages that are not there (C)", "csrc/cache.c", "pages <= cache->pool.n_free ?", "1 ?",
            ("tests/native/test_native.py",)),
-    Mutant("an interrupt leaves C with room that is gone", "dcp_ref/runtime/native_cache.py",
-           "            self._cache.round_bytes = 0", "            pass", ("tests/native/test_native.py",)),
-    Mutant("chunks without a bound", "dcp_ref/runtime/chunks.py", "min(pool.pages, CHUNK_BYTES // size)",
-           "pool.pages", ("tests/native/test_native.py",)),
+    Mutant("a fork that is interrupted keeps its pages", NATIVE_CACHE, "except BaseException:", "except Exception:",
+           BETWEEN),
+    Mutant("a sequence that C has released is still known", NATIVE_CACHE, "Handles(", "Handles() or (", BETWEEN),
+    Mutant("chunks without a bound", MEMORY, "min(pool.pages, CHUNK_BYTES // self.page_bytes)", "pool.pages", BINDING),
+    Mutant("more than the need, or nothing", MEMORY, "            wanted = need\n", "", BINDING),
+    Mutant("C is shown memory before it is kept", MEMORY,
+           "        self._kept.append(chunk)\n        lib.dcp_pool_add(pool, chunk, wanted)",
+           "        lib.dcp_pool_add(pool, chunk, wanted)\n        self._kept.append(chunk)", (*BINDING, *BETWEEN)),
     Mutant("more free pages than there are (C)", "csrc/slots.c", "if (more > pool->n_spare)", "if (0)",
            ("tests/native/test_slots.py",)),
-    Mutant("positions off by one", DECODER, "np.arange(start, start + n)", "np.arange(start, start + n) - (start > 0)"),
-    Mutant("a step made again with the tokens of the one before", DECODER, "step.ids[:], step.positions[:] = ids, ",
-           "_, step.positions[:] = ids, ", AGAIN),
-    Mutant("a step made again with other sequences", DECODER, "and step.batch is self._cache.batch", "", AGAIN),
-    Mutant("a recording of two batches made again", DECODER, "_Step(batch,", "_Step(self._cache.batch,", AGAIN),
-    Mutant("an interrupted step made again", DECODER, "step, self._step = self._step, None",
-           "step = self._step", AGAIN),
+    Mutant("positions off by one", DECODER, "np.arange(start, start + n, dtype=np.int64)",
+           "np.arange(start, start + n, dtype=np.int64) - (start > 0)"),
+    Mutant("a feed that does not come about has changed a sequence (NumPy)", CACHE,
+           "layers=[list(layer) for layer in batch.layers], draft=True", "draft=True", BETWEEN),
+    Mutant("a feed undoes what came in the middle of it (NumPy)", CACHE, "if not self._current(batch):", "if False:",
+           BETWEEN),
+    Mutant("a feed is lost when another came in the middle of it (NumPy)", DECODER,
+           "committed = self._cache.commit(batch, draft)", "committed = self._cache.commit(batch, draft) or True",
+           BETWEEN),
+    Mutant("a batch outlives its sequences (NumPy)", CACHE, "not (batch.draft or self._current(batch)) or ", "",
+           ("tests/runtime/test_checks.py",)),
+    Mutant("a feed does not look again", NATIVE_DECODER, "lib.DCP_EINVAL and batch.starts == starts", "error", BETWEEN),
+    Mutant("a feed that C refuses is passed over", NATIVE_DECODER,
+           'raise RuntimeError("a sequence is in the middle of a step: finish it layer by layer")', "break", WALKS),
     Mutant("a prompt's last layer for other rows", DECODER, "x[wanted], y[wanted]", "x[-len(wanted) :], y[wanted]",
-           ("tests/native/test_invariance.py",)),
-    Mutant("a last position too many", ENGINE, "start + row.size > self.config.n_positions",
-           "start + row.size > self.config.n_positions + 1", ("tests/runtime/test_engine.py",)),
+           WALKS),
+    Mutant("a last position too many", "dcp_ref/runtime/checks.py", "before + count > config.n_positions",
+           "before + count > config.n_positions + 1", ENGINE),
     Mutant("a dropped token comes back (dense)", "dcp_ref/interaction.py", "+= cumulative_sum(log_keep)", "+= log_keep",
            (*PAPER, *DECODING)),
     Mutant("a block forgets what was dropped before it (dense)", "dcp_ref/interaction.py",
@@ -182,8 +205,6 @@ MUTANTS = [
     Mutant("no gradient to the masks of earlier layers", "dcp_ref/block.py",
            "dlog_handed = dlog_i + dlog_later", "dlog_handed = dlog_later", PAPER),
     Mutant("one Newton step too few", "dcp_ref/sigmoid.py", "for _ in range(3)", "for _ in range(1)", PAPER),
-    Mutant("an interrupted sequence goes on", ENGINE,
-           "        self._length.update(dict.fromkeys(sequences))\n", "", ("tests/runtime/test_engine.py",)),
     Mutant("a step does not clip", STEP, "    clip(grads, norm, settings.clip)\n", "", TRAINING),
     Mutant("a step does not decay", STEP, "decay=settings.weight_decay", "decay=0.0", TRAINING),
     Mutant("a step at the peak rate", STEP, "adamw(state.params, grads, state.m, state.v, step=step, rate=rate",
@@ -220,17 +241,17 @@ MUTANTS = [
            "        if row.stop_reason is not None:\n            row.release(engine)\n", "", TEXT),
     Mutant("a stop string that began before is missed", "dcp_ref/runtime/row.py", "self.searched - len(s) + 1",
            "self.searched", TEXT),
-    Mutant("generation_config.json is not obeyed", "dcp_ref/weights.py", 'if "eos_token_id" in told:', "if False:",
-           TEXT),
-    Mutant("a token of the older files is forgotten", "dcp_ref/tokenizer_settings.py",
+    Mutant("generation_config.json is not obeyed", "dcp_ref/checkpoints/weights.py", 'if "eos_token_id" in told:',
+           "if False:", TEXT),
+    Mutant("a token of the older files is forgotten", "dcp_ref/checkpoints/tokenizer_settings.py",
            "_added(directory / ADDED, listed)", "{}", TEXT),
-    Mutant("letters of an added token are bytes", "dcp_ref/tokenizer.py", "i not in added and ", "", TEXT),
-    Mutant("a set that was cut short is read half", "dcp_ref/replacing.py", "return saved if saved.exists() else file",
-           "return file", REPLACING),
-    Mutant("a reader mixes two sets", "dcp_ref/replacing.py",
+    Mutant("letters of an added token are bytes", "dcp_ref/checkpoints/tokenizer.py", "i not in added and ", "", TEXT),
+    Mutant("a set that was cut short is read half", "dcp_ref/checkpoints/replacing.py",
+           "return saved if saved.exists() else file", "return file", REPLACING),
+    Mutant("a reader mixes two sets", "dcp_ref/checkpoints/replacing.py",
            "            if _stamp(directory) == before:\n                return result", "            return result",
            REPLACING),
-    Mutant("a set is not on the disk when it is decided", "dcp_ref/replacing.py",
+    Mutant("a set is not on the disk when it is decided", "dcp_ref/checkpoints/replacing.py",
            "            _flush(file)\n", "", REPLACING),
     Mutant("a line that nobody reads costs steps", "dcp_ref/training/loop.py", "or failure or", "or", FAILURES),
     Mutant("a picture is drawn of steps that are not saved", "dcp_ref/training/loop.py", "or drawn or", "or",
@@ -250,7 +271,7 @@ MUTANTS = [
            MEASURED),
     Mutant("overlapping windows score twice", "dcp_ref/analysis/perplexity.py",
            "if group[n].start + p >= group[n].scored]", "]", MEASURED),
-    Mutant("a kept token's window is one too long", "dcp_ref/analysis/rules.py",
+    Mutant("a kept token's window is one too long", "dcp_ref/analysis/calibration.py",
            "near = np.arange(T), (policy.window or 1) - 1",
            "near = np.arange(T), policy.window or 1", MEASURED),
     Mutant("endings of one context are fed to one sequence", "dcp_ref/analysis/likelihood.py",
@@ -261,6 +282,16 @@ MUTANTS = [
            "(before, option + after)", MEASURED),
     Mutant("the longest answer is normalised most", "dcp_ref/analysis/zero_shot.py",
            "each / length if", "each * length if", MEASURED),
+    # The layers in C.
+    Mutant("official 3 (C): no depth propagation in decoding", WALK, "model->propagate_in_depth ? *pairs : 0", "0",
+           WALKS),
+    Mutant("a layer inherits what the one before the last dropped (C)", WALK, "    b->inherited = b->dropped;\n", "",
+           WALKS),
+    Mutant("positions off by one (C)", WALK, "(int64_t)(b->start[i] + n)",
+           "(int64_t)(b->start[i] + n - (b->start[i] > 0))", WALKS),
+    Mutant("a prompt's last layer for other rows (C)", WALK, "        end += feed->count[i];\n",
+           "        end += 1;\n", WALKS),
+    Mutant("only the last rows go on, whichever are wanted (C)", WALK, "l + 1 == L && !feed->all", "l + 1 == L", WALKS),
 ]
 
 
@@ -270,31 +301,80 @@ def main() -> int:
     if not mutants:
         print(f"no mutant's name contains {' or '.join(map(repr, sys.argv[1:]))}")
         return 1
-    with tempfile.TemporaryDirectory() as scratch:
-        copies: Queue[Path] = Queue()
-        for i in range(os.cpu_count() or 1):
-            copies.put(copy_project(Path(scratch) / str(i)))
-        unchanged = copies.get()
-        failure = failing_test(unchanged, sorted({test for mutant in mutants for test in mutant.tests}))
-        copies.put(unchanged)
-        if failure:
-            print(f"the tests fail without any mutant: {failure}")
-            return 1
-
-        def run(mutant: Mutant) -> str | None:
-            copy = copies.get()
-            try:
-                return killer(copy, mutant)
-            finally:
-                copies.put(copy)
-
-        survivors = 0
-        with ThreadPoolExecutor(copies.qsize()) as pool:
-            for mutant, test in zip(mutants, pool.map(run, mutants), strict=True):
-                survivors += test is None
-                print(f"{'SURVIVED' if test is None else 'killed  '} {mutant.name:52} {test or ''}", flush=True)
+    if wrong := complaints(mutants):
+        print("\n".join(wrong))
+        return 1
+    known = Known()
+    left = [mutant for mutant in mutants if mutant.name not in known.killed]
+    print(f"{len(mutants) - len(left)} of {len(mutants)} mutants were killed by an earlier run of the same files")
+    survivors = try_all(left, known) if left else 0
+    if survivors is None:
+        return 1
     print(f"{len(mutants) - survivors} of {len(mutants)} mutants killed")
     return survivors > 0
+
+
+def complaints(mutants: list[Mutant]) -> list[str]:
+    """What is wrong with this list: an edit must fit one place of its file, its tests must be there."""
+    wrong = []
+    for mutant in mutants:
+        file = ROOT / mutant.file
+        places = file.read_text(encoding="utf-8").count(mutant.old) if file.exists() else 0
+        if places != 1:
+            wrong.append(f"{mutant.name}: its text stands {places} times in {mutant.file}, not once")
+        wrong += [f"{mutant.name}: there is no {test}" for test in mutant.tests if not (ROOT / test).exists()]
+    return wrong
+
+
+class Known:
+    """What earlier runs found out about the very same files: mutants that were killed, tests that passed unchanged."""
+
+    def __init__(self) -> None:
+        files = sorted(file for name in NEEDED for file in (ROOT / name, *(ROOT / name).rglob("*"))
+                       if file.is_file() and file.suffix not in (".pyc", ".so") and file.name != "_native.c")
+        tree = hashlib.sha256()
+        for file in files:
+            tree.update(f"{file.relative_to(ROOT)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+        found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        same = found if found.get("tree") == tree.hexdigest() else {}
+        self._tree, self._lock = tree.hexdigest(), threading.Lock()
+        self.killed: dict[str, str] = same.get("killed", {})
+        self.passed: list[str] = same.get("passed", [])
+
+    def add(self, killed: dict[str, str], passed: list[str]) -> None:
+        """Remember; the file is replaced whole, so that a run can be ended at any time."""
+        with self._lock:
+            self.killed, self.passed = self.killed | killed, sorted({*self.passed, *passed})
+            RESULTS.parent.mkdir(exist_ok=True)
+            new = RESULTS.with_suffix(".new")
+            new.write_text(json.dumps({"tree": self._tree, "killed": self.killed, "passed": self.passed}, indent=1))
+            new.replace(RESULTS)
+
+
+def try_all(mutants: list[Mutant], known: Known) -> int | None:
+    """How many mutants survive; None when the tests fail without any. Each processor has a copy of the project."""
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        copies: Queue[Path] = Queue()
+        for copy in pool.map(copy_project, [Path(scratch) / str(i) for i in range(os.cpu_count() or 1)]):
+            copies.put(copy)
+
+        def run(mutant: Mutant) -> bool:
+            copy = copies.get()
+            try:
+                test = killer(copy, mutant)
+            finally:
+                copies.put(copy)
+            print(f"{'SURVIVED' if test is None else 'killed  '} {mutant.name:64} {test or ''}", flush=True)
+            if test is not None:
+                known.add({mutant.name: test}, [])
+            return test is None
+
+        tests = sorted({test for mutant in mutants for test in mutant.tests} - set(known.passed))
+        if tests and (failure := failing_test(Path(scratch) / "0", tests, None)):
+            print(f"the tests fail without any mutant: {failure}")
+            return None
+        known.add({}, tests)
+        return sum(pool.map(run, mutants))
 
 
 def copy_project(copy: Path) -> Path:
@@ -321,24 +401,26 @@ def killer(copy: Path, mutant: Mutant) -> str | None:
     """The first test that fails with this edit; None when it survives. The copy is put right again."""
     file = copy / mutant.file
     right = file.read_text(encoding="utf-8")
-    if right.count(mutant.old) != 1:
-        raise ValueError(f"{mutant.name}: its text stands {right.count(mutant.old)} times in {mutant.file}, not once")
     file.write_text(right.replace(mutant.old, mutant.new), encoding="utf-8")
     try:
         if mutant.file.startswith("csrc"):
             build(copy)
-        return failing_test(copy, mutant.tests)
+        return failing_test(copy, mutant.tests, MOST_SECONDS)
     finally:
         file.write_text(right, encoding="utf-8")
         if mutant.file.startswith("csrc"):
             build(copy)
 
 
-def failing_test(copy: Path, tests) -> str | None:
-    """The name of the first failing test, or None."""
+def failing_test(copy: Path, tests: Iterable[str], seconds: float | None) -> str | None:
+    """The name of the first failing test, or None. Tests that take longer than this have failed: they hang."""
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "--no-header", "--tb=no", *tests]
     environment = os.environ | {"HYPOTHESIS_PROFILE": "mutants", "PYTHONDONTWRITEBYTECODE": "1"}
-    result = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False,
+                                timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return f"the tests were not done after {seconds} seconds"
     if result.returncode == 0:
         return None
     lines = result.stdout.splitlines()

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 import dcp_ref
 
-TESTS = Path(__file__).parent
-ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(dcp_ref.__file__).parents[1]), str(TESTS / "tools")])}
+TOOLS = Path(__file__).parent / "tools"
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(dcp_ref.__file__).parents[1]), str(TOOLS)])}
 START = """
 import atexit, gc, random, signal, sys, threading, weakref
 from models import SMALL, random_model
@@ -91,8 +91,8 @@ def program(number: int) -> str:
 def failure(number: int) -> str | None:
     """What went wrong with a program, or None."""
     try:
-        done = subprocess.run([sys.executable, "-c", program(number)], cwd=TESTS.parent, capture_output=True, text=True,
-                              timeout=120, env=ENVIRONMENT, check=False)
+        done = subprocess.run([sys.executable, "-c", program(number)], cwd=TOOLS.parents[1], capture_output=True,
+                              text=True, timeout=120, env=ENVIRONMENT, check=False)
     except subprocess.TimeoutExpired:
         return f"program {number} hangs"
     said = done.stderr.replace("Exception ignored in", "", done.stderr.count("InterpreterEnds"))

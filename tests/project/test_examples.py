@@ -13,7 +13,9 @@ from tolerances import CACHE_ATTENTION, PROJECTION, TINY_LOGITS, TRAINING_FLOAT3
 import dcp_ref
 from dcp_ref import native
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+FOLDER = Path(__file__).parents[2] / "examples"
+STUDIES = sorted((FOLDER / "studies").glob("*.py"))
+EXAMPLES = [*sorted(FOLDER.glob("*.py")), *STUDIES]
 PATH = os.pathsep.join([str(Path(dcp_ref.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
 ENVIRONMENT = os.environ | {"PYTHONPATH": PATH, "PYTHONUTF8": "1"}
 HIDE_EXTENSION = "import runpy, sys; sys.modules['dcp_ref._native'] = None; runpy.run_path(sys.argv[1])"
@@ -111,7 +113,7 @@ def check_07(out):
     assert pruned[-1, 1] < 40 and pruned[-1, 0] < 2.05
 
 
-def check_08(out):
+def check_comparison(out):
     table = dict(re.findall(r"^(dense|gamma-\S+|kept-\S+) +\d+ +(\S+)%", out, re.M))
     assert list(table) == ["dense", "gamma-0.1", "gamma-0.015", "gamma-0.2", "kept-0.5"]
     assert table.pop("dense") == "100.0" and all(0 < float(kept) < 100 for kept in table.values())
@@ -121,7 +123,7 @@ def check_08(out):
     assert out.count(" writes: The ") == 2
 
 
-def check_09(out):
+def check_what_is_dropped(out):
     kinds = np.array(re.findall(r"^[a-z ]+ +(\S+)% +(\S+)% +[\d.]+ ", out, re.M), float)
     assert kinds.sum(0) == pytest.approx([100, 100], abs=0.5) and len(kinds) >= 5
     kept = number("kept:", out)
@@ -135,6 +137,11 @@ def check_09(out):
 CHECKS = {name: check for name, check in globals().items() if name.startswith("check_")}
 
 
+def check_of(example):
+    """The name of an example's check: check_ and its number, or a study's whole name."""
+    return f"check_{example.stem if example in STUDIES else example.name[:2]}"
+
+
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_prints_what_it_promises(example, tmp_path):
     out = run([str(example)], tmp_path)
@@ -143,13 +150,13 @@ def test_an_example_prints_what_it_promises(example, tmp_path):
     if example.name.startswith("05") and not native.available():
         assert "not built" in out
     else:
-        CHECKS[f"check_{example.name[:2]}"](out)
+        CHECKS[check_of(example)](out)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_text_that_is_too_short_is_named(tmp_path):
     (tmp_path / "empty.txt").touch()
-    [example] = [path for path in EXAMPLES if path.name.startswith("09")]
+    [example] = [path for path in STUDIES if path.stem == "what_is_dropped"]
     done = subprocess.run([sys.executable, str(example), "--text", "empty.txt"], check=False, capture_output=True,
                           encoding="utf-8", cwd=tmp_path, env=ENVIRONMENT)
     assert done.returncode == 2 and "--text empty.txt: 0 tokens are too few" in done.stderr
@@ -169,5 +176,10 @@ def test_an_example_is_short_and_documented(example):
 
 
 def test_there_is_one_check_for_every_example():
-    assert sorted(CHECKS) == [f"check_{path.name[:2]}" for path in EXAMPLES]
+    assert sorted(CHECKS) == sorted(map(check_of, EXAMPLES))
     assert len(EXAMPLES) == 9
+
+
+def test_the_studies_have_a_sign():
+    sign = (FOLDER / "studies" / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| \[(\S+)\]\(\1\) \|", sign, re.M) == [path.name for path in STUDIES]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import mutants
 import pytest
+from test_house import PAPER
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,9 +27,14 @@ def test_what_it_says_of_running_runs(tmp_path):
     subprocess.run([sys.executable, "-c", "\n".join(blocks)], cwd=tmp_path, capture_output=True, check=True)
 
 
-def test_the_reading_order_names_files_that_exist():
-    files = re.findall(r"\]\(([^)]+)\) \|", README)
-    assert len(files) > 10 and all((ROOT / file).exists() for file in files)
+def test_all_files_that_it_names_exist():
+    """In links and between backquotes; the reading order begins with the paper, as its files import each other."""
+    links = [file for file in re.findall(r"\]\(([^)]+)\)", README) if "://" not in file]
+    quoted = re.findall(r"`((?:dcp_ref|csrc|tests|examples|benchmarks)/[^\s`]*)`", README)
+    assert len(links) > 25 and len(quoted) > 8
+    assert [file for file in [*links, *quoted] if not (ROOT / file).exists()] == []
+    order = re.findall(r"^\| \[([^]]+)\]\(", README, re.M)
+    assert order[: len(PAPER)] == [f"dcp_ref/{name}.py" for name in PAPER]
 
 
 @pytest.mark.parametrize(("name", "rows"), [("decode", 10), ("training", 4)])

@@ -1,6 +1,6 @@
 """What a model drops: how long tokens of each kind live in each layer's cache.
 
-    python examples/09_what_is_dropped.py --text valid.txt --windows 64
+    python examples/studies/what_is_dropped.py --text valid.txt --windows 64
 
 A token's life is the number of later tokens that could still attend to it, before one drops it or the window ends.
 Watch for: the kinds whose tokens live longest; the layers that look back furthest; whether age alone decides.

@@ -1,6 +1,6 @@
 """The paper's claim at small scale: a model that learned what to drop, beside the same one trained as long without.
 
-    python examples/08_comparison.py --text train.txt --valid valid.txt --out runs      # hours; again to go on
+    python examples/studies/comparison.py --text train.txt --valid valid.txt --out runs      # hours; again to go on
 
 From one dense model: dense and pruned ones with as many further steps each, several seeds, several strengths (gamma, or
 the share to keep). All are then measured token by token through the cache, and so are fixed rules on the dense one.
@@ -79,7 +79,7 @@ def everything():
 
 with tempfile.TemporaryDirectory() as directory:
     if args.text is None:
-        args.text, args.out = [str(Path(__file__).parents[1] / "README.md")], directory
+        args.text, args.out = [str(Path(__file__).parents[2] / "README.md")], directory
         args.base_steps, args.steps, args.seeds = 40, 30, 2
         BASE |= TOY
     everything()

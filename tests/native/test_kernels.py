@@ -12,7 +12,7 @@ from dcp_ref.config import ACTIVATIONS, Config
 from dcp_ref.native.cache import NativeCache
 from dcp_ref.runtime import kernels
 from dcp_ref.runtime.cache import KVCache
-from dcp_ref.runtime.precision import STORAGES
+from dcp_ref.runtime.precision import COLUMNS, STORAGES
 
 if not native.available():
     pytest.skip("the C extension is not built", allow_module_level=True)
@@ -53,7 +53,7 @@ def test_linear(seed, rows, n_in, n_out, storage, biased, added, threads):
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-@pytest.mark.parametrize("n_out", [kernels.COLUMNS - 1, kernels.COLUMNS, kernels.COLUMNS + 1, 2 * kernels.COLUMNS + 33])
+@pytest.mark.parametrize("n_out", [COLUMNS - 1, COLUMNS, COLUMNS + 1, 2 * COLUMNS + 33])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_matrices_that_are_packed_some_columns_at_a_time(storage, n_out, order):
     rng = np.random.default_rng(0)

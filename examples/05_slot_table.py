@@ -19,7 +19,7 @@ if not native.available():
 
 config = Config(vocab_size=1, n_positions=16, n_embd=16, n_layer=1, n_head=1, int_n_embd=16)
 cache = NativeCache(config, page_slots=4)
-plain = KVCache(config, page_slots=4)  # the same in NumPy: a list of live tokens, no slots
+plain = KVCache(config)  # the same in NumPy: a list of live tokens, no slots
 sequence = cache.new_sequence()
 assert plain.new_sequence() == sequence
 q, k, v = np.random.default_rng(0).normal(size=(3, 16, 16)).astype(np.float32)  # [positions, C] each

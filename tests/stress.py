@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 import dcp_ref
 
-TOOLS = Path(__file__).parent / "tools"
-ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(dcp_ref.__file__).parents[1]), str(TOOLS)])}
+PACKAGE, TOOLS = Path(dcp_ref.__file__).parents[1], Path(__file__).parent / "tools"
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (PACKAGE, TOOLS)))}
 START = """
 import atexit, gc, random, signal, sys, threading, weakref
 from models import SMALL, random_model

@@ -1,31 +1,24 @@
-"""The cache in C: the same methods, arguments and results as KVCache. csrc/dcp.h is its manual."""
+"""The cache in C: the twin of runtime/cache.py, with the same methods and results. csrc/dcp.h is its manual."""
 
 import contextlib
+import operator
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dcp_ref.config import Config
-from dcp_ref.native.extension import STORAGE, available, ffi, lib, missing, pointer, rows
-from dcp_ref.native.memory import Memory, Pages
+from dcp_ref.native.extension import STORAGE, available, ffi, lib, missing, pointer, rows, strided
+from dcp_ref.native.memory import Memory, Pages, Sequence, check_page_slots
 from dcp_ref.policies import Policy, float32_threshold, for_model
-from dcp_ref.runtime.cache import Handles, Stats
-from dcp_ref.runtime.checks import check_counts, check_input, check_layer, check_pages, check_positions
+from dcp_ref.runtime.checks import check_counts, check_input, check_layer, check_max_bytes, check_positions
 from dcp_ref.runtime.lock import ForkAwareLock, InterpreterEnds, locked
 from dcp_ref.runtime.precision import check_storage
-
-
-class Sequence:
-    """A dcp_sequence and its memory: Python's alone, so that no finalizer has to free it."""
-
-    def __init__(self, cache: Any) -> None:
-        self._memory = ffi.new("uint64_t[]", -(-lib.dcp_sequence_bytes(cache) // 8))
-        self.c = lib.dcp_sequence_init(cache, self._memory)
+from dcp_ref.runtime.sequences import Handles, Stats
 
 
 class Batch(NamedTuple):
-    """The sequences of a step as C arrays, and what is to happen to them: what `step` takes."""
+    """The sequences of a step as C arrays. All layers of the step share one."""
 
     handles: list[int]
     counts: list[int]
@@ -34,33 +27,34 @@ class Batch(NamedTuple):
     c_sequences: Any  # dcp_sequence *[]
     c_starts: Any  # size_t[]
     c_counts: Any  # size_t[]
+    workspace: Any = None  # what `step` works in
 
 
 class NativeCache:
-    """Sequences and their pages of slots. Each method is one call of C that changes anything: so a signal's handler, a
-    finalizer or an exception comes before it or after it, and finds all in order.
+    """KVCache in C: sequences, and their pages of `page_slots` slots, 1 to 32.
 
-    A step uses at most `threads` threads, and no more than OpenMP gives (OMP_NUM_THREADS, threadpoolctl); 0 is all.
+    In each method a single call of C changes anything. A signal's handler, a finalizer or an exception comes before
+    that call or after it, and finds all in order. A step uses at most `threads` threads, and no more than OpenMP gives
+    (OMP_NUM_THREADS, threadpoolctl); 0 is all.
     """
 
     def __init__(self, config: Config, page_slots: int = 32, max_bytes: int | None = None, kv: str = "float32",
                  policy: Policy | None = None, threshold: float = 0.0, threads: int = 0) -> None:
         if not available():
             raise RuntimeError(f"{missing()}, or use KVCache")
-        check_pages(page_slots, max_bytes)
-        self.config, self.page_slots = config, page_slots
+        self.config, self.page_slots, max_bytes = config, check_page_slots(page_slots), check_max_bytes(max_bytes)
         self.kv, self.policy = check_storage("kv", kv), for_model(config, policy)
         self.threshold = float32_threshold(threshold, self.policy)
         shape = ffi.new("dcp_shape *", {
             "layers": config.n_layer, "positions": config.n_positions, "heads": config.n_head,
-            "head_dim": config.head_dim, "rank": self.policy.rank(config), "page_slots": page_slots,
+            "head_dim": config.head_dim, "rank": self.policy.rank(config), "page_slots": self.page_slots,
             "max_bytes": min(max_bytes or 0, 2**63), "threads": lib.dcp_threads(threads), "kv": STORAGE[self.kv]})
         self.c = ffi.new("dcp_cache *")
         if lib.dcp_cache_init(self.c, shape, self._c_policy()) != lib.DCP_OK:
             raise MemoryError(f"no cache for {config}")
         self.lock = ForkAwareLock("cache")
         self._pages = Pages(ffi.addressof(self.c, "pool"), max_bytes)
-        self._sequences = Handles(lambda sequence: sequence.c.released)  # of Sequence
+        self._sequences = Handles(operator.attrgetter("c.released"))  # of Sequence
         self._workspace = np.empty(0, np.uint8)  # of the largest step so far
 
     def _c_policy(self) -> Any:
@@ -90,7 +84,7 @@ class NativeCache:
                     break
                 self._pages.make_free(sum(parent.layer[layer].pages for layer in range(self.config.n_layer)))
             return handle
-        except BaseException:  # an interrupt too: the pages would not come back
+        except BaseException:  # an interrupt too: nobody else would release the child
             self.release(handle)
             raise
 
@@ -113,16 +107,13 @@ class NativeCache:
     def reserve(self, sequences: Iterable[int], counts: Iterable[int]) -> Batch:
         """Make room in every layer for counts[b] more tokens of sequences[b]; returns what `step` takes.
 
-        Room is for the case that nothing is dropped; the system gives memory only to what is then used.
+        The room is enough even if nothing is dropped; the system backs with memory only what is then used.
         Raises ValueError (unknown or repeated sequence, too many tokens), CacheFull or MemoryError; nothing has changed
         then.
         """
         handles = list(sequences)
-        counts = check_counts(counts, len(handles))
-        batch = self.batch(handles, counts)
-        self.workspace(lib.dcp_step_bytes(self.c, batch.c_counts, len(handles)))
-        self.make_free(batch)
-        return batch
+        batch = self.batch(handles, check_counts(counts, len(handles)))
+        return batch._replace(workspace=self.room(batch, lib.dcp_step_bytes(self.c, batch.c_counts, len(handles))))
 
     def batch(self, handles: list[int], counts: list[int]) -> Batch:
         """The sequences of a step, checked. Raises ValueError."""
@@ -132,16 +123,16 @@ class NativeCache:
         pointers = ffi.new("dcp_sequence *[]", [sequence.c for sequence in found])
         return Batch(handles, counts, starts, found, pointers, ffi.new("size_t[]", starts), ffi.new("size_t[]", counts))
 
-    def make_free(self, batch: Batch) -> None:
-        """See to it that there are free pages for the batch in all layers. Raises CacheFull or MemoryError."""
-        self._pages.make_free(lib.dcp_more_pages(
-            self.c, batch.c_sequences, batch.c_counts, len(batch.handles), 0, self.config.n_layer))
+    def room(self, batch: Batch, needed: int) -> np.ndarray:
+        """Make pages free for the batch in all layers; returns at least `needed` bytes, for one call of C at a time.
 
-    def workspace(self, needed: int) -> np.ndarray:
-        """At least this number of bytes, for one call of C at a time. Raises MemoryError."""
+        Raises CacheFull or MemoryError.
+        """
         workspace = self._workspace
         if len(workspace) < needed:  # a little more: the next token needs a little more
             workspace = self._workspace = Memory(0).array((needed + needed // 8,), "uint8")
+        self._pages.make_free(lib.dcp_more_pages(
+            self.c, batch.c_sequences, batch.c_counts, len(batch.handles), 0, self.config.n_layer))
         return workspace
 
     @locked
@@ -154,21 +145,19 @@ class NativeCache:
     def step(self, layer: int, batch: Batch,
              q: np.ndarray, k: np.ndarray, v: np.ndarray,
              q_int: np.ndarray | None = None, k_int: np.ndarray | None = None, beta: float = 0.0,
-             inherited: np.ndarray | None = None, out: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+             inherited: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Decode one layer of a batch that `reserve` returned: see KVCache.step. q, k, v may share an array."""
         layer, n = check_layer(self.config, layer), sum(batch.counts)
         x = check_input(self.config, self.policy, n, q, k, v, q_int, k_int, beta, inherited)
-        out = rows(n, self.config.n_embd, out)
-        q, k, v = _strided(x.q, x.k, x.v)
-        q_int, k_int = _strided(x.q_int, x.k_int)
+        q, k, v = strided(x.q, x.k, x.v)
+        q_int, k_int = strided(x.q_int, x.k_int)
         step_input = ffi.new("dcp_input *", (
             layer, len(batch.handles), batch.c_sequences, batch.c_starts, batch.c_counts,
             *map(pointer, (q, k, v, q_int, k_int)), q.strides[0] // 4, q_int.strides[0] // 4,
             self.config.attention_scale(layer), x.beta, ffi.from_buffer("int32_t[]", x.inherited), len(x.inherited)))
-        dropped = np.empty((sum(batch.starts) + n, 2), np.int32)
-        workspace = self.workspace(lib.dcp_step_bytes(self.c, batch.c_counts, len(batch.handles)))
+        out, dropped = rows(n, self.config.n_embd), np.empty((sum(batch.starts) + n, 2), np.int32)
         pairs = lib.dcp_step(pointer(out), ffi.from_buffer("int32_t[]", dropped), self.c, step_input,
-                             ffi.from_buffer(workspace), len(workspace))
+                             ffi.from_buffer(batch.workspace), len(batch.workspace))
         if pairs < 0:
             raise RuntimeError("the batch is no longer valid: a sequence has been fed or released since `reserve`, or "
                                "another batch has taken its room")
@@ -194,7 +183,7 @@ class NativeCache:
             found = self._sequences[sequence]
             table = np.empty((found.c.layer[layer].pages, self.page_slots), np.int32)
             owned = lib.dcp_slot_table(ffi.from_buffer("int32_t[]", table), len(table), self.c, found.c.layer + layer)
-            if owned <= len(table):  # or a signal's handler has fed it meanwhile
+            if owned <= len(table):  # else a signal's handler has fed the sequence meanwhile: look again
                 return table[:owned]
 
     @locked
@@ -205,10 +194,3 @@ class NativeCache:
         page = self._pages.page_bytes
         return Stats(sum(s.live for s in slots), sum(s.pages for s in slots) * self.page_slots,
                      (pool.pages - pool.n_free) * page, pool.pages * page, len(self._workspace))
-
-
-def _strided(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The arrays, or copies, with their rows equally far apart in all."""
-    first = arrays[0].strides
-    same = arrays[1].strides == first and arrays[-1].strides == first
-    return arrays if same and first[0] >= 0 and first[0] % 4 == 0 else tuple(map(np.ascontiguousarray, arrays))

@@ -1,4 +1,4 @@
-"""Tokens in, logits out, in C (csrc/decode.c): the twin of runtime/decoder.py. One feed is one call."""
+"""Tokens in, logits out, by csrc/decode.c: the twin of runtime/decoder.py. A feed is one call of C."""
 
 from typing import Any
 
@@ -7,17 +7,17 @@ import numpy as np
 from dcp_ref.checkpoints.weights import Model
 from dcp_ref.native import kernels
 from dcp_ref.native.cache import NativeCache
-from dcp_ref.native.extension import ffi, lib, pointer, rows
+from dcp_ref.native.extension import ffi, lib
 from dcp_ref.runtime.decoder import Packed
 from dcp_ref.runtime.lock import locked
 
 LAYER_NORMS = ("ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias")
 MATRICES = {"c_attn": "attn.c_attn", "attn_c_proj": "attn.c_proj", "c_fc": "mlp.c_fc", "mlp_c_proj": "mlp.c_proj",
-            "interaction": "attn.interaction"}  # names in C, and GPT-2's
+            "interaction": "attn.interaction"}  # the field of a dcp_layer: GPT-2's name
 
 
 class NativeDecoder:
-    """Walks the layers in C."""
+    """Walks the layers in C. It keeps all arrays that the structs of C point into."""
 
     def __init__(self, model: Model, cache: NativeCache, weights: str) -> None:
         self._cache, self.lock, config = cache, cache.lock, model.config
@@ -38,31 +38,27 @@ class NativeDecoder:
             "layer": self._layers, "epsilon": config.layer_norm_epsilon,
             "activation": kernels.KINDS[config.activation_function], "propagate_in_depth": config.propagate_in_depth})
 
-    def room(self, n: int) -> np.ndarray:  # -> [n, V]
-        """An array that `feed` can fill with logits."""
-        return rows(n, self.weights.head.n_out)
-
     @locked
     def feed(self, handles: list[int], counts: list[int], ids: np.ndarray, wanted: np.ndarray, out: np.ndarray,
              drops: list | None = None) -> None:
         """Appends counts[b] of the N ids to each sequence; out [wanted, V] gets the logits of the rows `wanted`.
 
-        `wanted` is all rows, or each sequence's last. All that can fail comes before the call of C, which does all or
+        `wanted` is all rows, or each sequence's last. Whatever can fail comes before the call of C, which does all or
         nothing. `drops` gets each layer's pairs (row, position) of tokens that left it, int32 [n, 2].
         Raises ValueError, CacheFull or MemoryError; no sequence has changed then.
         """
         cache, starts = self._cache, None
-        c_ids, c_out, all_rows = ffi.from_buffer("int64_t[]", ids), pointer(out), len(wanted) == len(ids)
+        c_ids, c_out = ffi.from_buffer("int64_t[]", ids), ffi.from_buffer("float[]", out[0])
+        all_rows = len(wanted) == len(ids)
         while True:
             batch = cache.batch(handles, counts)
             feed = ffi.new("dcp_feed *", (len(handles), batch.c_sequences, batch.c_counts, c_ids, all_rows))
             record = None if drops is None else _Drops(feed, len(self._layers), sum(batch.starts) + len(ids))
-            workspace = cache.workspace(lib.dcp_decode_bytes(cache.c, self._model, feed))
-            cache.make_free(batch)
+            workspace = cache.room(batch, lib.dcp_decode_bytes(cache.c, self._model, feed))
             error = lib.dcp_decode(c_out, cache.c, self._model, feed, ffi.from_buffer(workspace), len(workspace))
             if not error:
                 break
-            # A signal's handler came between, and released or fed a sequence, or took the room: look again.
+            # A signal's handler has released or fed a sequence meanwhile, or taken the room: look again.
             if error == lib.DCP_EINVAL and batch.starts == starts:
                 raise RuntimeError("a sequence is in the middle of a step: finish it layer by layer")
             starts = batch.starts
@@ -71,7 +67,7 @@ class NativeDecoder:
 
 
 class _Drops:
-    """Room for what a feed drops."""
+    """Arrays for what a feed drops, layer by layer."""
 
     def __init__(self, feed: Any, n_layer: int, room: int) -> None:
         self._pairs, self._dropped = np.zeros(n_layer, np.uintp), np.empty((n_layer, room, 2), np.int32)

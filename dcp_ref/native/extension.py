@@ -1,4 +1,4 @@
-"""The compiled extension, where it is built, and arrays as C wants them."""
+"""The compiled extension, if it is built, and arrays laid out as C expects them."""
 
 import importlib
 import sys
@@ -16,7 +16,7 @@ NOT_BUILT = f"the C extension is not built (there is none in {HERE}): install a 
 
 
 def _load() -> tuple[Any, Any, str]:
-    """The extension's ffi and lib; or None for both, and why it cannot be used: the package runs on NumPy then."""
+    """The extension's ffi and lib, and ""; or None twice, and why it cannot be used: the package then runs on NumPy."""
     try:
         module = importlib.import_module(NAME)
     except ModuleNotFoundError as error:
@@ -31,7 +31,7 @@ def _load() -> tuple[Any, Any, str]:
             return module.ffi, module.lib, ""
     if other is None:
         return None, None, NOT_BUILT
-    return None, None, (  # an editable install lends its own to every clone; but theirs may be of another version
+    return None, None, (  # an editable install finds its extension from every clone, whose version may be another
         f"the C extension is not built in {HERE}, which hides the installed package in {other}, where it is: "
         "run from another directory, or build it here too (python setup.py build_ext --inplace)")
 
@@ -66,21 +66,22 @@ def simd_level() -> str:
 
 
 def threads(most: int = 0) -> int:
-    """The threads that a kernel uses here when it may use `most`, 0 being no bound; 1 when not built."""
+    """The threads that a kernel uses here if it may use `most`; 0 is no bound. 1 when not built."""
     return lib.dcp_threads(most) if available() else 1
 
 
-def rows(n: int, width: int, out: np.ndarray | None = None) -> np.ndarray:  # [n, width]
-    """An [n, width] array with C's row stride: `out`, or else a new one. Raises ValueError when `out` lacks it."""
-    stride = width if n < 2 else lib.dcp_stride(width)
-    if out is None:
-        return np.empty((n, stride), FLOAT)[:, :width]
-    flags, apart = out.flags, out.strides != (4 * stride, 4) if n > 1 else not out.flags.c_contiguous
-    if out.shape != (n, width) or out.dtype != FLOAT or apart or not flags.writeable or not flags.aligned:
-        raise ValueError(f"out must be what a kernel returned, or rows({n}, {width})")
-    return out
+def rows(n: int, width: int) -> np.ndarray:  # [n, width]
+    """An uninitialised array with C's row stride."""
+    return np.empty((n, width if n < 2 else lib.dcp_stride(width)), FLOAT)[:, :width]
+
+
+def strided(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The arrays, or copies of them, with one distance between rows in all."""
+    first = arrays[0].strides
+    same = arrays[1].strides == first and arrays[-1].strides == first
+    return arrays if same and first[0] >= 0 and first[0] % 4 == 0 else tuple(map(np.ascontiguousarray, arrays))
 
 
 def pointer(x: np.ndarray) -> Any:
-    """Where rows of floats start, keeping them alive; NULL where there are none."""
+    """The start of rows of floats, which it keeps alive; NULL if there are none."""
     return ffi.from_buffer("float[]", x[0]) if len(x) else ffi.NULL

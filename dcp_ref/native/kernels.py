@@ -1,8 +1,8 @@
 """The kernels of a decode step in C (csrc/linear.c, csrc/layers.c): same names, arguments and results as kernels.py.
 
-Arrays must be float32, contiguous and of the right shape, or ValueError names the one that is not: C checks nothing.
-If a row's size is a multiple of 4096 bytes, C expects 64 bytes of padding after it (dcp_stride). Results and `out` have
-it; inputs without it are copied.
+An array must be float32, contiguous and of the right shape; a ValueError names one that is not, as C checks nothing.
+If a row's size is a multiple of 4096 bytes, C expects 64 bytes of padding after it (dcp_stride). Results have it;
+inputs without it are copied.
 """
 
 from typing import Any
@@ -11,8 +11,7 @@ import numpy as np
 
 from dcp_ref.native.extension import FLOAT, STORAGE, ffi, lib, pointer, rows
 from dcp_ref.native.memory import Memory
-from dcp_ref.runtime.kernels import stored_columns
-from dcp_ref.runtime.precision import check_storage
+from dcp_ref.runtime.precision import check_storage, quantized_columns
 
 LANES = 32  # columns of a panel: DCP_LANES
 KINDS = {"gelu_new": 0, "gelu": 1, "relu": 2}
@@ -28,11 +27,11 @@ class Matrix:
         if bias is not None and bias.shape != (self.n_out,):
             raise ValueError(f"bias must have shape {(self.n_out,)}, not {bias.shape}")
         check_storage("storage", storage)
-        n_panels, rows = -(-self.n_out // LANES), 4 // np.dtype(storage).itemsize  # rows that share one of words
+        n_panels, rows = -(-self.n_out // LANES), 4 // np.dtype(storage).itemsize  # rows that share 4 bytes of a lane
         self.panels = memory.array((n_panels, -(-self.n_in // rows), LANES, rows), storage)
         self.scale = np.empty(self.n_out, np.float32) if storage == "int8" else None
         self.bias = None if bias is None else np.array(bias, np.float32)
-        for first, stored, scale in stored_columns(w, storage):
+        for first, stored, scale in quantized_columns(w, storage):
             end = first + stored.shape[1]
             whole = self.n_in % rows == 0 and end % LANES == 0
             columns = stored if whole else np.pad(stored, [(0, -self.n_in % rows), (0, -end % LANES)])
@@ -47,7 +46,7 @@ class Matrix:
 
 def pack(w: np.ndarray, bias: np.ndarray | None = None, storage: str = "float32",
          memory: Memory | None = None) -> Matrix:  # [in, out], [out]
-    """Weights for `linear`, or for `embedding` as [C, V]; in `memory`, beside others that are read after each other.
+    """Weights for `linear`, or for `embedding` as [C, V]; in `memory`, next to the weights packed there before.
 
     Raises ValueError when float16 cannot hold them.
     """
@@ -55,31 +54,29 @@ def pack(w: np.ndarray, bias: np.ndarray | None = None, storage: str = "float32"
 
 
 def shared_memory() -> Memory:
-    """What the matrices of a model are packed into, side by side."""
+    """Memory into which all matrices of a model are packed, side by side."""
     return Memory()
 
 
-def linear(x, w: Matrix, add=None, threads=0, out=None):  # [N, in], [N, out] -> [N, out]
-    """x W + bias, + add; a row's result does not depend on the rows beside it. `out` may be `add`, not x."""
+def linear(x, w: Matrix, add=None, threads=0):  # [N, in], [N, out] -> [N, out]
+    """x W + bias, + add; a row's result does not depend on the rows beside it."""
     n = len(x)
-    y = rows(n, w.n_out, out)
-    added = ffi.NULL if add is None else _rows("add", add, y.shape)
+    y, added = rows(n, w.n_out), ffi.NULL if add is None else _rows("add", add, (n, w.n_out))
     lib.dcp_linear(pointer(y), _rows("x", x, (n, w.n_in)), added, w.c, n, threads)
     return y
 
 
-def layer_norm(x, g, b, epsilon, threads=0, out=None):  # [N, C], [C], [C] -> [N, C]
-    """`out` may be x."""
+def layer_norm(x, g, b, epsilon, threads=0):  # [N, C], [C], [C] -> [N, C]
     n, C = x.shape
-    y, g, b = rows(n, C, out), _floats("g", g, (C,)), _floats("b", b, (C,))
+    y, g, b = rows(n, C), _floats("g", g, (C,)), _floats("b", b, (C,))
     lib.dcp_layer_norm(pointer(y), _rows("x", x, x.shape), g, b, epsilon, n, C, threads)
     return y
 
 
-def activation(x, kind, threads=0, out=None):  # [N, inner]
-    """`gelu_new`, `gelu` or `relu`. `out` may be x."""
+def activation(x, kind, threads=0):  # [N, inner]
+    """`gelu_new`, `gelu` or `relu`."""
     n, width = x.shape
-    y, numbers = rows(n, width, out), n and (n - 1) * lib.dcp_stride(width) + width
+    y, numbers = rows(n, width), n and (n - 1) * lib.dcp_stride(width) + width
     lib.dcp_activation(pointer(y), _rows("x", x, x.shape), KINDS[kind], numbers, threads)
     return y
 
@@ -92,7 +89,7 @@ def embedding(ids, positions, wte: Matrix, wpe, threads=0):  # int64 [N] x 2, [C
     ids, positions = (np.ascontiguousarray(x, np.int64) for x in (ids, positions))
     y = rows(len(ids), wte.n_in)
     lib.dcp_embedding(pointer(y), *(ffi.from_buffer("int64_t[]", x) for x in (ids, positions)),
-         wte.c, _floats("wpe", wpe, (len(wpe), wte.n_in)), len(ids), threads)
+                      wte.c, _floats("wpe", wpe, (len(wpe), wte.n_in)), len(ids), threads)
     return y
 
 
@@ -101,7 +98,7 @@ def _or_null(x: np.ndarray | None) -> Any:
 
 
 def _rows(name: str, x: np.ndarray, shape: tuple[int, int]) -> Any:
-    """Where x starts, or a copy of it with its rows as far apart as C wants them. Raises ValueError naming x."""
+    """The start of x, or of a copy that has C's row stride. Raises ValueError naming x."""
     n, width = shape
     if n < 2 or (stride := lib.dcp_stride(width)) == width:
         return _floats(name, x, shape)

@@ -1,4 +1,4 @@
-"""The checks of arguments that both caches share: each names the culprit, before anything is changed."""
+"""Shared by both caches: checks of arguments. Each names the culprit, before anything is changed."""
 
 import operator
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ NOTHING = np.zeros((0, 2), np.int32)  # pairs (row, position)
 
 
 class CacheFull(MemoryError):
-    """A cache would need more bytes than it may hold; it is as it was before."""
+    """A cache would need more bytes than its bound. It is as it was before the call."""
 
 
 class StepInput(NamedTuple):
@@ -31,7 +31,8 @@ class StepInput(NamedTuple):
 def check_input(config: Config, policy: Policy, rows: int, q, k, v, q_int, k_int, beta: float, inherited) -> StepInput:
     """The arrays of a step of `rows` tokens. q_int and k_int must be None unless the policy is learned.
 
-    Rows may be part of wider ones; what is not aligned, or has its numbers apart, is copied, nothing else converted.
+    An array may be columns of a wider one. It is copied if it is not aligned, or if the numbers of a row do not stand
+    side by side; nothing is converted.
     Raises TypeError or ValueError, naming the argument.
     """
     r = policy.rank(config)
@@ -46,7 +47,7 @@ def check_input(config: Config, policy: Policy, rows: int, q, k, v, q_int, k_int
 
 
 def check_counts(counts: Iterable[int], n_sequences: int) -> list[int]:
-    """One count of new tokens a sequence. Raises TypeError or ValueError."""
+    """The counts of new tokens, one a sequence, as a list. Raises TypeError or ValueError."""
     counts = [operator.index(count) for count in counts]
     if len(counts) != n_sequences or any(count < 0 for count in counts):
         raise ValueError(f"counts must be {n_sequences} integers of 0 or more, one a sequence, not {counts}")
@@ -61,16 +62,15 @@ def check_positions(config: Config, sequences: list[int], seen: list[int], count
                              f"({config.n_positions})")
 
 
-def check_pages(page_slots: int, max_bytes: int | None) -> None:
-    """What a cache is made with. Raises TypeError or ValueError."""
-    if isinstance(page_slots, bool) or not 1 <= operator.index(page_slots) <= 32:
-        raise ValueError(f"page_slots must be 1 .. 32, not {page_slots}")
+def check_max_bytes(max_bytes: int | None) -> int | None:
+    """The bound of a cache. Raises TypeError or ValueError."""
     if max_bytes is not None and (isinstance(max_bytes, bool) or operator.index(max_bytes) < 1):
         raise ValueError(f"max_bytes must be positive or None, not {max_bytes}")
+    return max_bytes
 
 
 def check_bytes(needed: int, max_bytes: int | None) -> None:
-    """Raises CacheFull when this number of bytes is beyond the bound; None is no bound."""
+    """Raises CacheFull when more bytes are needed than the bound; None is no bound."""
     if max_bytes is not None and needed > max_bytes:
         raise CacheFull(f"the cache needs {needed} bytes, and its bound is {max_bytes}: "
                         "release a sequence, or give a larger max_cache_bytes")
@@ -89,7 +89,7 @@ def _floats(name: str, x, shape: tuple[int, int]) -> np.ndarray:
         raise TypeError(f"{name} must be a float32 array, not {getattr(x, 'dtype', type(x).__name__)}")
     if x.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, not {x.shape}")
-    x = np.asarray(x)  # without the ways of a subclass
+    x = np.asarray(x)  # a subclass could index or compare in its own way
     return x if x.strides[-1] == 4 and x.flags.aligned else np.array(x, order="C")
 
 

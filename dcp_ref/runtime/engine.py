@@ -12,9 +12,10 @@ from dcp_ref.checkpoints.weights import Model
 from dcp_ref.interaction import check_threshold
 from dcp_ref.policies import Policy, for_model
 from dcp_ref.runtime import kernels
-from dcp_ref.runtime.cache import KVCache, Stats
+from dcp_ref.runtime.cache import KVCache
 from dcp_ref.runtime.decoder import Decoder
 from dcp_ref.runtime.precision import check_storage
+from dcp_ref.runtime.sequences import Stats
 
 BACKENDS = ("native", "numpy")
 
@@ -22,14 +23,14 @@ BACKENDS = ("native", "numpy")
 class Engine:
     """Feeds tokens to sequences that share one cache, and returns logits; arithmetic is in float32.
 
-    `backend` is "native" (C) or "numpy"; None takes native where it is built, else NumPy with one warning. `policy` is
-    what decides a drop (policies.py): None is the learned scores where the model has them, else nothing is dropped. The
-    logits and the live positions are those of the dense forward with that policy at alpha = inf.
-    `threshold`: the learned rule drops a token unless its score is above it. A lower one keeps more, a higher one less;
-    0 is what a model is trained for.
-    `weights` and `kv` are how matrices, and keys and values, are stored: "float32", "float16" or "int8" (precision.py).
-    `threads`: the most that are used, and no more than OpenMP gives (OMP_NUM_THREADS, threadpoolctl); None is all.
-    `max_cache_bytes` bounds the bytes of the cache: with the native backend its pages, owned and free.
+    `backend` is "native" (C) or "numpy"; None takes native where it is built, else NumPy with one warning.
+    `policy` decides what is dropped (policies.py): None is the learned scores where the model has them, else nothing is
+    dropped. The logits and the live positions are those of the dense forward with that policy at alpha = inf.
+    `threshold`: the learned rule drops a token unless its score is above the threshold. A lower threshold keeps more;
+    a model is trained for 0.
+    `weights` is the storage type of matrices, `kv` of keys and values: "float32", "float16" or "int8" (precision.py).
+    `threads` is the most that are used, and no more than OpenMP gives (OMP_NUM_THREADS, threadpoolctl); None is all.
+    `max_cache_bytes` bounds the bytes of the cache. With the native backend they are its pages, owned and free.
     Threads may share an engine: they wait for each other. A call that fails or is interrupted has done all or nothing.
     Raises TypeError or ValueError naming the argument, RuntimeError for a "native" that is not built.
     """
@@ -48,13 +49,14 @@ class Engine:
         self._cache: Any
         self._decoder: Any
         if self.backend == "native":
+            from dcp_ref.native import kernels as native_kernels
             from dcp_ref.native.cache import NativeCache
             from dcp_ref.native.decoder import NativeDecoder
 
-            self._cache = NativeCache(self.config, threads=threads or 0, **options)
+            self._cache, self._rows = NativeCache(self.config, threads=threads or 0, **options), native_kernels.rows
             self._decoder = NativeDecoder(model, self._cache, weights)
         else:
-            self._cache = KVCache(self.config, **options)
+            self._cache, self._rows = KVCache(self.config, **options), kernels.rows
             self._decoder = Decoder(model, kernels, self._cache, weights)
 
     def new_sequence(self) -> int:
@@ -69,7 +71,7 @@ class Engine:
         return self._cache.fork(sequence)
 
     def trim(self) -> None:
-        """Give what no sequence needs back to the operating system: free pages, and working memory."""
+        """Give free pages and working memory back to the operating system: no sequence needs them."""
         self._cache.trim()
 
     def release(self, sequence: int) -> None:
@@ -88,25 +90,25 @@ class Engine:
         """
         if logits not in ("last", "all"):
             raise ValueError(f'logits must be "last" or "all", not {logits!r}')
-        sequences, rows = list(sequences), [np.asarray(row) for row in token_lists]  # before anything is looked up
+        sequences, rows = list(sequences), list(map(np.asarray, token_lists))  # they may themselves use this engine
         ids = self._checked(sequences, rows)
-        counts = [row.size for row in rows]
+        counts = list(map(len, rows))
         ends = np.cumsum(counts)
         wanted = ends - 1 if logits == "last" else np.arange(ends[-1])
-        out = self._decoder.room(len(wanted))
-        result = list(out) if logits == "last" else np.split(out, ends[:-1])  # now, as nothing may fail afterwards
+        out = self._rows(len(wanted), self.config.vocab_size)
+        result = list(out) if logits == "last" else np.split(out, ends[:-1])  # now: nothing may fail after the feed
         self._decoder.feed(sequences, counts, ids, wanted, out)
         return result
 
     def live_positions(self, sequence: int, layer: int) -> np.ndarray:  # -> int64 [N]
         """Positions of the tokens that this layer still holds, ascending, the last one fed included.
 
-        Under `propagate_in_depth`, without those that an earlier layer dropped.
+        Under `propagate_in_depth`, a layer does not hold what an earlier layer dropped.
         """
         return self._cache.live_positions(sequence, layer)
 
     def live_counts(self, sequences: Iterable[int]) -> np.ndarray:  # B of them -> int64 [L, B]
-        """How many tokens each layer holds of each sequence: the lengths of live_positions.
+        """How many tokens each layer holds of each sequence: the lengths of their live_positions.
 
         Raises ValueError when a sequence is unknown or was released.
         """
@@ -117,14 +119,14 @@ class Engine:
         return self._cache.stats()
 
     def _checked(self, sequences: list[int], rows: list[np.ndarray]) -> np.ndarray:  # -> int64 [N]
-        """All token ids, one sequence after the other, in an array that nobody else has. Raises ValueError."""
+        """All token ids, one sequence after the other, in a new array. Raises ValueError."""
         if not sequences or len(rows) != len(sequences):
             raise ValueError(f"{len(sequences)} sequences and {len(rows)} token lists: one of each is needed")
         for sequence, row in zip(sequences, rows, strict=True):
             if row.ndim != 1 or not row.size or row.dtype.kind not in "iu":
                 raise ValueError(f"sequence {sequence}: give a list of at least one integer token id")
         V, ids = self.config.vocab_size, np.concatenate(rows, dtype=np.int64, casting="unsafe")
-        if ids.min() < 0 or ids.max() >= V:  # uint64 beyond int64 is negative here
+        if ids.min() < 0 or ids.max() >= V:  # a uint64 beyond int64 has become negative
             sequence, bad = next((s, i) for s, row in zip(sequences, rows, strict=True) for i in row if not 0 <= i < V)
             raise ValueError(f"sequence {sequence}: token id {bad} is not in [0, {V})")
         return ids

@@ -28,10 +28,10 @@ def generate(
 ) -> list[Generation]:
     """Continue each prompt (a text, or token ids), all in one batch: one Generation a prompt, in their order.
 
-    `backend` and `engine_options` (policy, threshold, weights, kv, threads, max_cache_bytes) are Engine's. The pages of
-    a row that has ended are free for the others.
-    Row b draws from SeedSequence([seed, b]) and ends by itself: it does not depend on the rows beside it. temperature
-    0 is greedy. Raises ValueError naming the prompt or setting at fault, before anything is computed.
+    `backend` and `engine_options` (policy, threshold, weights, kv, threads, max_cache_bytes) are Engine's.
+    Row b draws from SeedSequence([seed, b]) and ends by itself: it does not depend on the rows beside it. When it ends,
+    the others can use its pages. temperature 0 is greedy.
+    Raises ValueError naming the prompt or setting at fault, before anything is computed.
     """
     sampling = Sampling(temperature, top_k, top_p)
     rows = make_rows(model, prompts, max_new_tokens, seed, stop)
@@ -40,7 +40,7 @@ def generate(
 
 
 def complete(engine: Engine, rows: list[Row], sampling: Sampling) -> None:
-    """Take steps until all rows have ended. However this is left, the engine holds none of their tokens then."""
+    """Take steps until all rows have ended. Afterwards the engine holds none of their tokens, even after an error."""
     try:
         while step(engine, rows, sampling):
             pass
@@ -68,7 +68,7 @@ def make_rows(
 
 
 def prompt_ids(model: Model, prompt: Prompt, name: str) -> list[int]:
-    """The token ids of a prompt. Raises ValueError, with this name for it, when the model cannot continue it."""
+    """The token ids of a prompt. Raises ValueError, calling the prompt `name`, when the model cannot continue it."""
     V, n_positions = model.config.vocab_size, model.config.n_positions
     if isinstance(prompt, str):
         if model.tokenizer is None:
@@ -91,28 +91,28 @@ def prompt_ids(model: Model, prompt: Prompt, name: str) -> list[int]:
 
 def _integers(name: str, prompt: Sequence[int]) -> list[int]:
     try:
-        if isinstance(prompt, bytes):  # it would pass for integers
+        ids = list(prompt)
+        if isinstance(prompt, bytes) or any(isinstance(i, bool) for i in ids):  # they would pass for integers
             raise TypeError
-        return [_index(i) for i in prompt]
+        return list(map(operator.index, ids))
     except TypeError:
         raise ValueError(f"{name} must be a text or a list of token ids, not {prompt!r}") from None
 
 
-def _index(i: object) -> int:
-    if isinstance(i, bool):  # it would pass for 0 or 1
-        raise TypeError
-    return operator.index(i)  # type: ignore[arg-type]
-
-
 def step(engine: Engine, rows: list[Row], sampling: Sampling) -> bool:
-    """Give every row that has not ended its next token; False when there is none.
+    """Give every row that has not ended its next token; False when there is no such row.
 
-    A row's whole prompt is fed at the first step, its newest token at the later ones. A row that ends is released.
+    The first step feeds a row's whole prompt, a later one its newest token. A row that ends is released.
     """
     running = [row for row in rows if row.stop_reason is None]
     if not running:
         return False
-    logits = engine.feed([row.start(engine) for row in running], [row.pending for row in running])
+    sequences = []
+    for row in running:
+        if row.sequence is None:
+            row.sequence = engine.new_sequence()
+        sequences.append(row.sequence)
+    logits = engine.feed(sequences, [row.pending for row in running])
     for row, x in zip(running, logits, strict=True):
         x[row.undrawable] = -np.inf
         row.accept(sampling.draw(x, row.rng))

@@ -1,4 +1,4 @@
-"""One thread at a time: the lock of a cache, which a forked child can live with."""
+"""The lock of a cache: one thread at a time, and no hanging in a forked child."""
 
 import functools
 import os
@@ -12,26 +12,27 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def locked(method: Method) -> Method:
-    """A method whose object has a `lock`: one thread at a time, and that thread again."""
+    """Wraps a method of an object with a `lock`, a ForkAwareLock: it runs while holding the lock."""
 
     @functools.wraps(method)
     def inside(self: Any, *args: Any, **kwargs: Any) -> Any:
         if sys.is_finalizing():
             self.lock.check_end()
-        # On one line, and with a lock of C's: no interrupt then comes between the method and the lock.
+        # On one line, and with a lock written in C: so no interrupt comes between taking the lock and the method.
         with self.lock.held: return method(self, *args, **kwargs)  # noqa: E701
 
     return inside  # type: ignore[return-value]
 
 
 class InterpreterEnds(RuntimeError):
-    """A finalizer would wait for a thread that has been stopped for good."""
+    """A finalizer would wait for a daemon thread that never goes on, as the interpreter ends."""
 
 
 class ForkAwareLock:
     """A re-entrant lock that raises RuntimeError, instead of hanging, in a forked child whose parent held it.
 
-    Another thread of the parent was inside then: what the lock guards may be half changed. `held` is the lock itself.
+    In such a child, what the lock guards may be half changed, by a thread that only the parent has. `held` is the lock
+    itself.
     """
 
     def __init__(self, what: str) -> None:
@@ -40,14 +41,14 @@ class ForkAwareLock:
         _locks.add(self)
 
     def check_end(self) -> None:
-        """Raises InterpreterEnds when another thread is inside: as the interpreter ends, daemon threads never go on."""
+        """Raises InterpreterEnds when another thread holds the lock. Called only as the interpreter ends."""
         if not self.held.acquire(blocking=False):
             raise InterpreterEnds(f"this {self.what} is in use by a daemon thread, and the interpreter ends")
         self.held.release()
 
 
 class _Broken:
-    """Stands for a lock that a thread of the parent process held."""
+    """Takes the place of a lock that a thread of the parent process held."""
 
     def __init__(self, what: str) -> None:
         self.what = what

@@ -1,28 +1,31 @@
-"""How keys, values and weights are stored in fewer bits: the bytes, which C writes too.
+"""How keys, values and weights are stored in fewer bits: the same bytes in NumPy and in C.
 
 float16: beyond +-65504 becomes +-65504, as does NaN with its sign; then rounded to the nearest, ties to even.
 
 int8: n in -127 .. 127 with one float32 scale for each group: a token's D channels of one head, or a column of a weight
-matrix. All of it in float32, number by number:
+matrix. All arithmetic is in float32, number by number:
 
     m = max |x| over the group
     inverse = 127 / m         0 when m < 2**-120: 127 / m could overflow, and the group reads back as zeros
     n = rint(x * inverse)     ties to even, clipped to -127 .. 127
     scale = m / 127
-    read back: n * scale      off by at most scale / 2 and a rounding
+    read back: n * scale      the error is at most scale / 2, and a rounding
 
-A group with a NaN or an infinity has n = 0 where x * inverse is NaN, and reads back as NaN: m is NaN or inf, and so is
-the scale.
+In a group with a NaN or an infinity, m and the scale are NaN or inf; n = 0 where x * inverse is NaN, and reads back as
+NaN.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 
 STORAGES = ("float32", "float16", "int8")
 FLOAT16_MAX, TINY = np.float32(65504), np.float32(2.0**-120)
+COLUMNS = 1024  # quantized at once: so no weight matrix is in memory twice
 
 
 def check_storage(argument: str, storage: str) -> str:
-    """One of STORAGES. Raises ValueError, naming the argument."""
+    """The storage type, one of STORAGES. Raises ValueError, naming the argument."""
     if storage not in STORAGES:
         raise ValueError(f"{argument} must be one of {', '.join(STORAGES)}, not {storage!r}")
     return storage
@@ -42,7 +45,7 @@ def stored(x: np.ndarray, kv: str, n_head: int) -> np.ndarray:  # [N, C] float32
 def quantized(w: np.ndarray, storage: str) -> tuple[np.ndarray, np.ndarray | None]:  # [in, out] -> [in, out], [out]
     """A weight matrix as stored, and the scale of each output column for int8, else None.
 
-    Raises ValueError for float16 when a value is beyond its range, and for a storage that is none.
+    Raises ValueError for float16 when a value is beyond its range, and for a storage type that does not exist.
     """
     check_storage("storage", storage)
     if storage == "int8":
@@ -54,8 +57,14 @@ def quantized(w: np.ndarray, storage: str) -> tuple[np.ndarray, np.ndarray | Non
     return w.astype(storage), None
 
 
+def quantized_columns(w: np.ndarray, storage: str) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:  # [in, out]
+    """A weight matrix COLUMNS columns at a time: the number of the first one, the columns as stored, their scales."""
+    for first in range(0, w.shape[1], COLUMNS):
+        yield first, *quantized(w[:, first : first + COLUMNS], storage)
+
+
 def dequantized(w: np.ndarray, scale: np.ndarray | None) -> np.ndarray:  # -> float32
-    """What `quantized` stored, read back."""
+    """The float32 numbers that `quantized` stands for."""
     with np.errstate(over="ignore", invalid="ignore"):  # 127 * scale may round past the largest float32
         return w.astype(np.float32) if scale is None else w.astype(np.float32) * scale
 

@@ -13,10 +13,11 @@ from dcp_ref.runtime.streaming import Stream
 class Generation(NamedTuple):
     """What was generated after one prompt.
 
-    `ids`: all tokens drawn, those of a stop string too, but not the end-of-text token. `text`: their text, up to the
-    stop string; None without a tokenizer. Together with the prompt's text it is what decoding all ids writes.
-    `stop_reason`: "length" (max_new_tokens), "stop" (a stop string), "eos" (end of text) or "n_positions" (the model
-    has no position left for the newest token); of a row that was stopped from outside, "interrupted".
+    `ids`: all tokens drawn, those of a stop string too, but not the end-of-text token.
+    `text`: their text up to the stop string; None without a tokenizer. Appended to the prompt's text, it gives the text
+    of all ids together.
+    `stop_reason`: "length" (max_new_tokens), "stop" (a stop string), "eos" (end of text), "n_positions" (the model has
+    no position left for the newest token) or "interrupted" (from outside).
     """
 
     ids: list[int]
@@ -37,23 +38,18 @@ class Row:
         self.pending = prompt  # tokens to feed next
         self.seen = 0  # tokens fed
         self.ids: list[int] = []
+        self.ends = model.config.ends  # ids that end a text
         self.stream = None if model.tokenizer is None else Stream(model.tokenizer, prompt)
         self.text = None if model.tokenizer is None else ""
-        self.searched = 0  # characters that hold no whole stop string
+        self.searched = 0  # no stop string ends in this number of characters
         self.stop_reason = None if max_new_tokens else "length"
 
     @cached_property
     def undrawable(self) -> np.ndarray:  # -> int64 [N]
-        """The ids that have no text, and do not end one: a model may have more ids than its tokenizer."""
+        """The ids that have no text and do not end one: a model may have more ids than its tokenizer."""
         if self.tokenizer is None:
             return np.array([], np.int64)
-        return np.setdiff1d(self.tokenizer.missing(self.config.vocab_size), self.config.ends)
-
-    def start(self, engine: Engine) -> int:
-        """The engine's handle of this row."""
-        if self.sequence is None:
-            self.sequence = engine.new_sequence()
-        return self.sequence
+        return np.setdiff1d(self.tokenizer.missing(self.config.vocab_size), self.ends)
 
     def release(self, engine: Engine) -> None:
         """Give the row's pages back, if it holds any."""
@@ -66,9 +62,9 @@ class Row:
                 engine.release(sequence)
 
     def accept(self, token: int) -> None:
-        """Add the token drawn once `pending` was fed, and end when it is the last one."""
+        """Add the token drawn after `pending` was fed; end the row if it is the last one."""
         self.seen += len(self.pending)
-        if token in self.config.ends:
+        if token in self.ends:
             self.stop_reason = "eos"
         else:
             self.ids.append(token)
@@ -79,20 +75,20 @@ class Row:
                 self.stop_reason = "n_positions"
             if self.stream is not None:
                 self.stream.push(token)
-        self._read()
+        if self.stream is not None:
+            self.text = self.stream.text if self.stop_reason is None else self.stream.whole()
+            if self.stop:
+                self._end_at_stop(self.text, self.stream.settled)
 
-    def _read(self) -> None:
-        """Take over the stream's text, all of it at the end; a stop string that is new in it ends the row."""
-        if self.stream is None:
-            return
-        self.text = self.stream.text if self.stop_reason is None else self.stream.whole()
-        found = [self.text.find(s, max(0, self.searched - len(s) + 1)) for s in self.stop]  # it may have begun before
-        self.searched = self.stream.settled
-        if max(found, default=-1) >= 0:
-            self.text, self.stop_reason = self.text[: min(at for at in found if at >= 0)], "stop"
+    def _end_at_stop(self, text: str, settled: int) -> None:
+        """End the row at the first stop string of its text."""
+        found = [text.find(s, max(0, self.searched - len(s) + 1)) for s in self.stop]  # it may have begun before
+        self.searched = settled
+        if max(found) >= 0:
+            self.text, self.stop_reason = text[: min(at for at in found if at >= 0)], "stop"
 
     def settled(self) -> str:
-        """The text that later tokens cannot change: without what may become a character, or a stop string."""
+        """The text that later tokens cannot change: no incomplete character, no possible start of a stop string."""
         if self.stop_reason is not None or self.stream is None:
             return self.text or ""
         text = self.stream.text[: self.stream.settled]
@@ -100,11 +96,11 @@ class Row:
         return text[: len(text) - max(held, default=0)]
 
     def interrupt(self) -> None:
-        """End here, with all whole characters."""
+        """End the row here, from outside; an incomplete character at its end is left out."""
         if self.stop_reason is None:
             self.stop_reason = "interrupted"
 
     def generation(self) -> Generation:
-        """The row as a result. It must have ended."""
+        """The result of a row that has ended."""
         assert self.stop_reason is not None
         return Generation(self.ids, self.text, self.stop_reason)

@@ -12,8 +12,8 @@ import numpy as np
 class Sampling:
     """How a token is drawn. Raises ValueError, naming the setting, when one is impossible.
 
-    temperature 0 is greedy. top_k leaves only the k largest logits, then top_p the fewest of those, the largest first,
-    that together have p of their probability. Among equal logits the lowest id comes first.
+    temperature 0 is greedy. top_k leaves only the k largest logits. Of the tokens left, top_p leaves the likeliest:
+    the fewest that together have p of the probability. Among equal logits the lowest id comes first.
     """
 
     temperature: float = 1.0
@@ -29,9 +29,9 @@ class Sampling:
             raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p!r}")
 
     def draw(self, logits: np.ndarray, rng: np.random.Generator) -> int:  # [V]
-        """The id of the next token, from one random number, or none when greedy.
+        """The id of the next token. Takes one random number, or none when greedy.
 
-        -inf rules a token out. Raises ValueError when the largest logit is not finite: such a model says nothing.
+        A logit of -inf rules a token out. Raises ValueError when the largest logit is not finite.
         """
         largest = float(logits.max())  # NaN if any is
         if not math.isfinite(largest):
@@ -39,7 +39,7 @@ class Sampling:
         if self.temperature == 0:
             return int(logits.argmax())
         order = np.argsort(-logits, kind="stable")[: self.top_k]
-        with np.errstate(over="ignore"):  # a tiny temperature leaves the largest alone: exp(-inf) = 0 for the rest
+        with np.errstate(over="ignore"):  # if the temperature is tiny: exp(-inf) = 0 for all but the largest
             p = np.exp((logits[order].astype(np.float64) - largest) / self.temperature)
         cumulative = p.cumsum()
         kept = np.searchsorted(cumulative, self.top_p * cumulative[-1]) + 1  # up to the first that reaches p
@@ -48,24 +48,24 @@ class Sampling:
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a real number; True and False are none."""
+    """Whether `value` is a real number; True and False are not."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def row_stream(seed: int, row: int) -> np.random.Generator:
-    """Row b's own random numbers: what it draws does not depend on the rows beside it.
+    """A row's own random numbers: what it draws does not depend on the rows beside it.
 
-    A seed of more than 32 bits is several of SeedSequence's words, and [2**32 + 5, 0] would be [5, 1]: such a seed has
-    the row in a place of its own instead. So no two pairs have the same numbers.
+    SeedSequence cuts a seed of more than 32 bits into words, so [2**32 + 5, 0] would be the same as [5, 1]. For such a
+    seed the row is the spawn key instead. So no two pairs of seed and row share their numbers.
     """
     words = np.random.SeedSequence([seed, row]) if seed < 2**32 else np.random.SeedSequence(seed, spawn_key=(row,))
     return np.random.default_rng(words)
 
 
 def check_integer(name: str, value: object, least: int) -> int:
-    """`value` as an int. Raises ValueError, naming the setting, when it is no integer, or a bool, or below `least`."""
+    """`value` as an int. Raises ValueError, naming the setting, if it is no integer, a bool, or below `least`."""
     try:
-        if isinstance(value, bool):  # it would pass for 0 or 1, and is a mistake
+        if isinstance(value, bool):  # it would pass for 0 or 1
             raise TypeError
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:

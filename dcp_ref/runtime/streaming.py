@@ -1,7 +1,8 @@
-"""The text of token ids that come one by one, as decoding them all together with their prompt would write it.
+"""The text of token ids that come one by one, as if they were decoded together with their prompt.
 
-What a token adds depends on its neighbours: a space between words, a character in several tokens. So a window of the
-last ids is decoded, and what it shows beyond the text so far is new. The window is bounded, and so is a token's cost.
+What a token adds depends on its neighbours: a space stands between words, a character may need several tokens. So a
+window of the last ids is decoded, and what it shows beyond the text so far is new. The window, and so a token's cost,
+is bounded.
 """
 
 import codecs
@@ -16,55 +17,50 @@ UTF8 = codecs.getincrementaldecoder("utf-8")
 
 
 class Stream:
-    """The continuation of one prompt.
+    """The text that follows one prompt.
 
-    `text`: so far, without what is not yet a whole character. `settled`: the length of what later ids cannot change.
-    A run of bytes that a tokenizer falls back to is text only if all of it is valid UTF-8, else each byte becomes
-    U+FFFD. So a run is settled when it has ended; its characters are in `text` before.
+    `text`: the text so far, without an incomplete character at its end.
+    `settled`: the length of its part that later ids cannot change.
+    Some tokenizers spell rare characters in ids of single bytes. A run of such ids is text only if all of it is valid
+    UTF-8; else each byte becomes U+FFFD. So a run is settled when it has ended; its characters are in `text` before.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Iterable[int]) -> None:
         self.text, self.settled = "", 0
         self._tokenizer = tokenizer
-        self._shown = 0  # characters of the window that the settled text, or the prompt, has
         self._ids: list[int] = []  # the window
-        self._run = 0  # where the run of bytes at its end begins
+        self._shown = 0  # characters of the window's text that belong to the settled text, or to the prompt
+        self._run = 0  # where the run of bytes at the window's end begins
         self._characters = ""  # of that run, while it is valid
         self._utf8: codecs.IncrementalDecoder | None = UTF8()
         for i in prompt:
             if i in tokenizer:  # a model may have ids without text
                 self._add(i)
         self._cut()
-        self._prompts = self._decode()[self._shown :]  # what the prompt itself writes for its unsettled end
+        self._prompts = tokenizer.decode(self._ids)[self._shown :]  # what the prompt wrote for its unsettled end
 
     def push(self, token: int) -> None:
         """Add one id, which the tokenizer must have."""
         self._add(token)
-        if self._run < len(self._ids):
-            self.text = self.text[: self.settled] + self._new(self._characters)
-            return
-        window = self._decode()
-        end = max(self._shown, _whole(window))
-        piece = window[self._shown : end]
-        self.text = self.text[: self.settled] + self._new(piece)
-        self.settled, self._shown = len(self.text), end
-        self._prompts = self._prompts[len(piece) :] if self._prompts.startswith(piece) else ""
-        if len(self._ids) > WINDOW:
-            self._cut()
+        in_run, end = self._run < len(self._ids), self._shown
+        if in_run:
+            new = self._characters
+        else:
+            window = self._tokenizer.decode(self._ids)
+            end = max(end, len(window) - window.endswith(HALF))
+            new = window[self._shown : end]
+        written = _alike(new, self._prompts) if self._prompts else 0  # characters of it, by the prompt
+        self.text = self.text[: self.settled] + new[written:]
+        if not in_run:
+            self.settled, self._shown = len(self.text), end
+            self._prompts = self._prompts[len(new) :] if written == len(new) else ""
+            if len(self._ids) > WINDOW:
+                self._cut()
 
     def whole(self) -> str:
         """All of the text, if no more ids come: bytes that are no character are U+FFFD."""
-        return self.text[: self.settled] + self._new(self._decode()[self._shown :])
-
-    def _new(self, piece: str) -> str:
-        """What follows the settled text, without what the prompt has written of it."""
-        same = 0
-        while same < min(len(piece), len(self._prompts)) and piece[same] == self._prompts[same]:
-            same += 1
-        return piece[same:]
-
-    def _decode(self) -> str:
-        return self._tokenizer.decode(self._ids)
+        new = self._tokenizer.decode(self._ids)[self._shown :]
+        return self.text[: self.settled] + new[_alike(new, self._prompts) :]
 
     def _add(self, token: int) -> None:
         self._ids.append(token)
@@ -81,9 +77,13 @@ class Stream:
         """Forget ids that nothing new depends on; a run of bytes that has not ended stays whole."""
         start = max(0, self._run - CONTEXT)
         self._ids, self._run = self._ids[start:], self._run - start
-        self._shown = _whole(self._tokenizer.decode(self._ids[: self._run]))
+        before = self._tokenizer.decode(self._ids[: self._run])
+        self._shown = len(before) - before.endswith(HALF)
 
 
-def _whole(text: str) -> int:
-    """The length without half a character at the end."""
-    return len(text) - text.endswith(HALF)
+def _alike(a: str, b: str) -> int:
+    """The length of what both begin with."""
+    n = 0
+    while n < min(len(a), len(b)) and a[n] == b[n]:
+        n += 1
+    return n

@@ -35,9 +35,8 @@ class Walks:
         counts, drops = [len(row) for row in tokens], []
         ids, ends = np.concatenate(tokens).astype(np.int64), np.cumsum(counts)
         wanted = ends - 1 if logits == "last" else np.arange(len(ids))
-        expected = self.decoder.room(len(wanted))
-        left = self.decoder.walk(self.cache.reserve(handles, counts), ids, wanted, expected)
-        got = self.engine._decoder.room(len(wanted))
+        expected, left = self.decoder.walk(self.cache.reserve(handles, counts), ids, wanted)
+        got = kernels.rows(len(wanted), self.engine.config.vocab_size)
         self.engine._decoder.feed(handles, counts, ids, wanted, got, drops)
         BITS(got, expected)
         for ours, theirs in zip(drops, left, strict=True):
@@ -99,7 +98,7 @@ def test_logits_do_not_depend_on_what_else_is_recorded():
     engine = Engine(MODEL, "native")
     a, b = engine.new_sequence(), engine.new_sequence()
     [plain] = engine.feed([a], [list(range(60))])
-    out = engine._decoder.room(1)
+    out = kernels.rows(1, MODEL.config.vocab_size)
     engine._decoder.feed([b], [60], np.arange(60), np.array([59]), out, [])
     BITS(out[0], plain)
 

@@ -12,7 +12,7 @@ from dcp_ref.config import ACTIVATIONS, Config
 from dcp_ref.native.cache import NativeCache
 from dcp_ref.runtime import kernels
 from dcp_ref.runtime.cache import KVCache
-from dcp_ref.runtime.precision import STORAGES
+from dcp_ref.runtime.precision import COLUMNS, STORAGES
 
 if not native.available():
     pytest.skip("the C extension is not built", allow_module_level=True)
@@ -53,9 +53,9 @@ def test_linear(seed, rows, n_in, n_out, storage, biased, added, threads):
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-@pytest.mark.parametrize("n_out", [kernels.COLUMNS - 1, kernels.COLUMNS, kernels.COLUMNS + 1, 2 * kernels.COLUMNS + 33])
+@pytest.mark.parametrize("n_out", [COLUMNS - 1, COLUMNS, COLUMNS + 1, 2 * COLUMNS + 33])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_matrices_that_are_packed_in_pieces(storage, n_out, order):
+def test_matrices_that_are_packed_some_columns_at_a_time(storage, n_out, order):
     rng = np.random.default_rng(0)
     w = np.asarray(random(rng, 7, n_out), order=order)  # the head is the transposed embedding
     x = np.eye(7, dtype=F)  # so that every number of w comes out
@@ -117,7 +117,7 @@ def test_activation(seed, rows, n, kind, size, threads):
 
 @pytest.mark.parametrize("n", [4095, 4096, 4097, 12_289])
 @pytest.mark.parametrize("kind", ACTIVATIONS)
-def test_activations_cut_into_pieces_for_threads(kind, n):
+def test_activations_divided_among_threads(kind, n):
     x = random(np.random.default_rng(0), 1, n)
     with omp_threads(4):
         got, expected = both("activation", x, kind)
@@ -165,34 +165,6 @@ def test_rows_of_a_multiple_of_4096_bytes_stand_further_apart(rows, width):
         assert rows < 2 or got.strides == far.strides
     got, expected = (m.embedding(ids, 0 * ids, w, wpe) for m, w in zip((native_kernels, kernels), narrow, strict=True))
     np.testing.assert_allclose(got, expected, **KERNEL)
-
-
-@pytest.mark.parametrize("module", [native_kernels, kernels])
-@pytest.mark.parametrize("width", [7, 1024])
-def test_out_is_where_the_result_goes(module, width):
-    rng = np.random.default_rng(0)
-    x, y, one = random(rng, 3, width), random(rng, 3, width), np.ones(width, F)
-    w = module.pack(random(rng, width, width))
-    for call in (lambda x, out: module.linear(y, w, x, out=out), lambda x, out: module.activation(x, "relu", out=out),
-                 lambda x, out: module.layer_norm(x, one, one, 1e-5, out=out)):
-        expected, out = call(x, None), native_kernels.rows(3, width)
-        assert call(x, out) is out
-        np.testing.assert_array_equal(out, expected)
-        out[:] = x
-        call(out, out)  # the same array
-        np.testing.assert_array_equal(out, expected)
-
-
-@pytest.mark.parametrize("out", [np.ones((3, 1024), F), native_kernels.rows(3, 1024)[:2], native_kernels.rows(2, 1024),
-                                 np.ones((3, 1040))[:, :1024], native_kernels.rows(3, 1023)])
-def test_an_out_that_is_not_such_rows_is_refused(out):
-    x = np.ones((3, 1024), F)
-    with pytest.raises(ValueError, match="out must be"):
-        native_kernels.activation(x, "relu", out=out)
-    read_only = native_kernels.rows(3, 1024)
-    read_only.flags.writeable = False
-    with pytest.raises(ValueError, match="out must be"):
-        native_kernels.activation(x, "relu", out=read_only)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

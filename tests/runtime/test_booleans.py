@@ -53,7 +53,6 @@ def test_options_of_an_engine(name):
     ("seed", lambda: generate(MODEL, ["the"], 1, seed=True)),
     ("prompts", lambda: generate(MODEL, [[True, 2]], 1)),
     ("window", lambda: policies.window(True)),
-    ("page_slots", lambda: KVCache(MODEL.config, page_slots=True)),
     ("max_bytes", lambda: KVCache(MODEL.config, max_bytes=True)),
     ("stride", lambda: perplexity.check_windows(MODEL.config, np.arange(9), 4, True)),
     ("batch", lambda: perplexity.evaluate(Engine(MODEL, "numpy"), np.arange(9), 4, 4, batch=True)),

@@ -14,6 +14,7 @@ from cache_tools import (
     poison,
     thresholds,
     walk_layers,
+    with_pages,
 )
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -95,7 +96,7 @@ def test_equals_the_dense_definition(make, data, config, chunks, page_slots, int
     threshold = data.draw(thresholds(config))
     margin, live, out = dense(config, inputs, threshold=threshold)
     assume(integers or margin > SCORE_MARGIN)
-    check_against_dense(make(config, page_slots, threshold=threshold), inputs, chunks, live, out)
+    check_against_dense(with_pages(make, config, page_slots, threshold=threshold), inputs, chunks, live, out)
 
 
 @pytest.mark.parametrize("make", CACHES)
@@ -109,7 +110,7 @@ def test_equals_the_dense_definition_under_every_policy_and_storage(
     inputs = Inputs(config, sum(chunks), np.random.default_rng(seed), exact, sharp=exact)
     margin, live, out = dense(config, inputs, policy, kv, threshold)
     assume(exact or margin > SCORE_MARGIN)
-    cache = make(config, page_slots, kv=kv, policy=policy, threshold=threshold)
+    cache = with_pages(make, config, page_slots, kv=kv, policy=policy, threshold=threshold)
     check_against_dense(cache, inputs, chunks, live, out, policy)
 
 
@@ -247,7 +248,7 @@ if native.available():
 
 @pytest.mark.parametrize("make", CACHES)
 def test_a_layer_without_scores_of_its_own_inherits_drops(make):
-    cache = make(dataclasses.replace(CONFIG, int_n_embd=None, propagate_in_depth=True), 2)
+    cache = with_pages(make, dataclasses.replace(CONFIG, int_n_embd=None, propagate_in_depth=True), 2)
     sequence = cache.new_sequence()
     batch = cache.reserve([sequence], [4])
     row = np.ones((4, 4), np.float32)

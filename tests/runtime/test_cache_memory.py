@@ -4,7 +4,7 @@ import mmap
 
 import numpy as np
 import pytest
-from cache_tools import CACHES, Inputs, any_policies, configs, page_bytes, walk_layers
+from cache_tools import CACHES, Inputs, any_policies, configs, page_bytes, walk_layers, with_pages
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -55,7 +55,7 @@ def test_what_one_sequence_frees_another_takes():
 def test_a_full_cache_says_what_would_help(make):
     """A page of two slots is what NativeCache counts in, a token what KVCache does."""
     unit, pages = (page_bytes(CONFIG, 2, "float32", learned), 2) if make is not KVCache else (TOKEN_BYTES, 4)
-    cache = make(CONFIG, 2, max_bytes=2 * (pages + 1) * unit - 1)
+    cache = with_pages(make, CONFIG, 2, max_bytes=2 * (pages + 1) * unit - 1)
     sequence = cache.new_sequence()
     walk_layers(cache, [sequence], [4], kept(4))
     before = cache.stats()
@@ -79,7 +79,7 @@ def test_a_fork_and_its_parent_go_their_own_ways(make, config, page_slots, polic
     assume(config.int_n_embd is not None or not policy.learned)
     rng = np.random.default_rng(seed)
     shared, *tails = (Inputs(config, count, rng) for count in counts)
-    caches = [make(config, page_slots, kv=kv, policy=policy) for _ in range(3)]
+    caches = [with_pages(make, config, page_slots, kv=kv, policy=policy) for _ in range(3)]
     handles = [cache.new_sequence() for cache in caches]
     for cache, handle in zip(caches, handles, strict=True):
         walk_layers(cache, [handle], counts[:1], shared, policy=policy)

@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from cache_tools import CACHES, any_policies, thresholds
+from cache_tools import CACHES, any_policies, thresholds, with_pages
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from models import random_models
@@ -75,7 +75,7 @@ def test_heavy_hitters_by_hand(make, chunks):
     k = np.array([[0, 0], [-1, -1], [1, 1], [0.5, 2], [-2, 0], [0, 0]], np.float32) * 1e4
     v = np.repeat(np.arange(6, dtype=np.float32)[:, None], 2, axis=1)
     seen = np.array([[0, 0], [0, 0], [2, 2], [1, 3], [4, 3], [3, 3]])
-    cache = make(CONFIG, page_slots=2, policy=heavy_hitters(2, 2))
+    cache = with_pages(make, CONFIG, 2, policy=heavy_hitters(2, 2))
     sequence, start, left = cache.new_sequence(), 0, []
     for count in chunks:
         rows = slice(start, start + count)

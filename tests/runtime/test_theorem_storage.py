@@ -28,13 +28,13 @@ if not native.available():
 def margins():
     """How close every decision of KVCache was, since this was cleared."""
     found: list[float] = []
-    gone, drops = KVCache._gone, Policy.drops
+    decode, drops = KVCache._decode, Policy.drops
 
-    def watched_gone(self, t, x, row):
+    def watched_decode(self, t, x, row, scale):
         if self.policy.learned and len(t.position):
             s = t.k_int @ x.q_int[row] / math.sqrt(t.k_int.shape[1]) + x.beta
             found.append(np.abs(s).min())
-        return gone(self, t, x, row)
+        return decode(self, t, x, row, scale)
 
     def watched_drops(self, i, position, attention):
         out = drops(self, i, position, attention)
@@ -44,7 +44,7 @@ def margins():
         return out
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(KVCache, "_gone", watched_gone)
+        patch.setattr(KVCache, "_decode", watched_decode)
         patch.setattr(Policy, "drops", watched_drops)
         yield found
 

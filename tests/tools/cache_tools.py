@@ -15,6 +15,11 @@ CACHES = [KVCache, NativeCache] if native.available() else [KVCache]
 FORMS = ("dense", "learned", "window", "strided", "sinks", "heavy_hitters")
 
 
+def with_pages(make, config, page_slots, **options):
+    """A cache of either kind: KVCache has no pages."""
+    return make(config, **options, **({} if make is KVCache else {"page_slots": page_slots}))
+
+
 @st.composite
 def configs(draw):
     return Config(

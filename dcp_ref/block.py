@@ -14,6 +14,7 @@ from dcp_ref.layers import (
     activation,
     activation_backward,
     cross_entropy,
+    cross_entropy_backward,
     layer_norm,
     layer_norm_backward,
     linear,
@@ -24,7 +25,7 @@ Params = dict[str, np.ndarray]
 
 
 class Kernels(NamedTuple):
-    """The parts that most of a training step is spent on, besides matrix products: NumPy's here, or C's."""
+    """The parts that most of a model's time is spent on, besides matrix products: NumPy's here, or C's."""
 
     attention: Callable = attention
     attention_backward: Callable = attention_backward
@@ -32,21 +33,22 @@ class Kernels(NamedTuple):
     log_mask_backward: Callable = log_mask_backward
     activation: Callable = activation
     cross_entropy: Callable = cross_entropy
+    cross_entropy_backward: Callable = cross_entropy_backward
     check: Callable = lambda params: None  # raises ValueError for parameters that they cannot compute with
 
 
 NUMPY = Kernels()
 
 
-def block(x, log_handed, p, config, layer, alpha, policy, kernels=NUMPY, threshold=0.0):
+def block(x, log_handed, p, config, layer, alpha, policy, threshold=0.0, kernels=NUMPY):
     # [B, T, C], [B, T, T] -> [B, T, C], [B, T, T] x 2
     """One layer: x + attention(ln_1(x)), then + mlp(ln_2(x)). Also its own log I, and the one to hand on."""
     n, saved_ln_1 = layer_norm(x, p["ln_1.weight"], p["ln_1.bias"], config.layer_norm_epsilon)
-    log_own, saved_mask = _own_log_mask(n, p, config, alpha, kernels, threshold)
+    log_own, saved_mask = _own_log_mask(n, p, config, alpha, policy, threshold, kernels)
     log_i = log_handed + log_own if config.propagate_in_depth else log_own
     qkv, saved_qkv = linear(n, p["attn.c_attn.weight"], p["attn.c_attn.bias"])
     q, k, v = (split_heads(part, config.n_head) for part in np.split(qkv, 3, axis=-1))
-    if policy is not None:  # another rule than the paper's, which may look at who attended to whom
+    if policy.window is not None:  # another rule than the paper's, which may look at who attended to whom
         log_rule = policy.log_mask(q, k, log_i, config.attention_scale(layer))
         log_own, log_i = log_own + log_rule, log_i + log_rule
     y, saved_attention = kernels.attention(q, k, v, log_i, config.attention_scale(layer))
@@ -61,19 +63,19 @@ def block_backward(dx, dlog_own, dlog_later, saved, config, kernels):
     saved_ln_1, saved_mask, saved_qkv, saved_attention, saved_proj, saved_mlp = saved
     grads = {}
     dx = dx + mlp_backward(dx, saved_mlp, grads)  # x + mlp(x)
-    dy, grads["attn.c_proj.weight"], grads["attn.c_proj.bias"] = linear_backward(dx, saved_proj)
-    *dqkv, dlog_i = kernels.attention_backward(split_heads(dy, config.n_head), saved_attention)
-    dqkv = np.concatenate([merge_heads(part) for part in dqkv], axis=-1)
-    dn, grads["attn.c_attn.weight"], grads["attn.c_attn.bias"] = linear_backward(dqkv, saved_qkv)
+    dy, grads["attn.c_proj.weight"], grads["attn.c_proj.bias"] = linear_backward(dx, saved_proj)  # linear(y)
+    *dqkv, dlog_i = kernels.attention_backward(split_heads(dy, config.n_head), saved_attention)  # attention(q, k, v)
+    dqkv = np.concatenate([merge_heads(part) for part in dqkv], axis=-1)  # q, k, v = split(qkv)
+    dn, grads["attn.c_attn.weight"], grads["attn.c_attn.bias"] = linear_backward(dqkv, saved_qkv)  # linear(n)
     dlog_handed = dlog_i + dlog_later if config.propagate_in_depth else 0.0  # log_i = log_handed + log_own
     if saved_mask:
-        dn += _own_log_mask_backward(dlog_own + dlog_i + dlog_later, saved_mask, grads, kernels)
-    dx_attn, grads["ln_1.weight"], grads["ln_1.bias"] = layer_norm_backward(dn, saved_ln_1)
+        dn += _own_log_mask_backward(dlog_own + dlog_i + dlog_later, saved_mask, grads, kernels)  # _own_log_mask(n)
+    dx_attn, grads["ln_1.weight"], grads["ln_1.bias"] = layer_norm_backward(dn, saved_ln_1)  # layer_norm(x)
     return dx + dx_attn, dlog_handed, grads
 
 
-def _own_log_mask(n, p, config, alpha, kernels, threshold):  # [B, T, C] -> [B, T, T]
-    if config.int_n_embd is None:  # a plain GPT-2 keeps everything
+def _own_log_mask(n, p, config, alpha, policy, threshold, kernels):  # [B, T, C] -> [B, T, T]
+    if not policy.learned:  # no score drops anything
         return np.zeros((*n.shape[:-1], n.shape[-2]), n.dtype), None
     s, saved_scores = scores(n, p["attn.q_int.weight"], p["attn.k_int.weight"], p["attn.int_bias"])
     with np.errstate(over="ignore", invalid="ignore"):  # a threshold may be infinite, or so in float32
@@ -84,14 +86,15 @@ def _own_log_mask(n, p, config, alpha, kernels, threshold):  # [B, T, C] -> [B, 
 
 def _own_log_mask_backward(dlog_own, saved, grads, kernels):  # [B, T, T] -> [B, T, C]
     saved_scores, saved_gate = saved
-    ds = kernels.log_mask_backward(dlog_own, saved_gate)
+    ds = kernels.log_mask_backward(dlog_own, saved_gate)  # log_own = log_mask(s - threshold)
     names = ("attn.q_int.weight", "attn.k_int.weight", "attn.int_bias")
-    dn, *grads_of_scores = scores_backward(ds, saved_scores)
+    dn, *grads_of_scores = scores_backward(ds, saved_scores)  # s = scores(n, ...)
     grads.update(zip(names, grads_of_scores, strict=True))
     return dn
 
 
 def mlp(x, p, config, kernels=NUMPY):  # [B, T, C] -> [B, T, C]
+    """linear(activation(linear(ln_2(x))))."""
     n, saved_ln = layer_norm(x, p["ln_2.weight"], p["ln_2.bias"], config.layer_norm_epsilon)
     hidden, saved_fc = linear(n, p["mlp.c_fc.weight"], p["mlp.c_fc.bias"])
     hidden, saved_act = kernels.activation(hidden, config.activation_function)
@@ -101,10 +104,10 @@ def mlp(x, p, config, kernels=NUMPY):  # [B, T, C] -> [B, T, C]
 
 def mlp_backward(dy, saved, grads):  # [B, T, C] -> [B, T, C]
     saved_ln, saved_fc, saved_act, saved_proj = saved
-    dhidden, grads["mlp.c_proj.weight"], grads["mlp.c_proj.bias"] = linear_backward(dy, saved_proj)
-    dhidden = activation_backward(dhidden, saved_act)
-    dn, grads["mlp.c_fc.weight"], grads["mlp.c_fc.bias"] = linear_backward(dhidden, saved_fc)
-    dx, grads["ln_2.weight"], grads["ln_2.bias"] = layer_norm_backward(dn, saved_ln)
+    dhidden, grads["mlp.c_proj.weight"], grads["mlp.c_proj.bias"] = linear_backward(dy, saved_proj)  # linear(hidden)
+    dhidden = activation_backward(dhidden, saved_act)  # activation(hidden)
+    dn, grads["mlp.c_fc.weight"], grads["mlp.c_fc.bias"] = linear_backward(dhidden, saved_fc)  # linear(n)
+    dx, grads["ln_2.weight"], grads["ln_2.bias"] = layer_norm_backward(dn, saved_ln)  # layer_norm(x)
     return dx
 
 

@@ -14,7 +14,7 @@ import numbers
 
 import numpy as np
 
-from dcp_ref.layers import any_live, project_backward, row_blocks
+from dcp_ref.layers import project_backward
 from dcp_ref.sigmoid import alpha_sigmoid, log_derivative
 
 
@@ -22,10 +22,7 @@ def scores(x, w_q, w_k, beta):  # [..., T, C], [C, r], [C, r], [1] -> [..., T, T
     """s[i, j] of every pair, also of those j >= i that are never used."""
     q, k = x @ w_q, x @ w_k
     scale = 1 / math.sqrt(w_q.shape[1])
-    s = q @ k.swapaxes(-1, -2)
-    s *= scale
-    s += beta
-    return s, (x, q, k, w_q, w_k, scale)
+    return q @ k.swapaxes(-1, -2) * scale + beta, (x, q, k, w_q, w_k, scale)
 
 
 def scores_backward(ds, saved):  # [..., T, T] -> [..., T, C], [C, r], [C, r], [1]
@@ -38,31 +35,19 @@ def scores_backward(ds, saved):  # [..., T, T] -> [..., T, C], [C, r], [C, r], [
 
 def log_mask(s, alpha, delay=0):  # [..., T, T] -> [..., T, T]
     """log I: 0 where token j is kept whole (and for j >= i - delay), -inf where it is gone."""
-    delay = min(delay, s.shape[-1])
-    log_i, blocks = np.zeros_like(s), []
-    for rows, cols in row_blocks(s.shape[-1]):
-        before = log_i[..., max(rows.start - 1, 0), None, cols]
-        live = any_live(before, cols)
-        judged = np.tri(rows.stop - rows.start, rows.stop, rows.start - 1 - delay, dtype=bool)[:, live]  # j < i - delay
-        p = alpha_sigmoid(np.where(judged, s[..., rows, live], np.inf), alpha)  # an infinite score keeps
-        with np.errstate(divide="ignore"):
-            log_keep = np.log(p)
-        log_keep[np.isneginf(before[..., live]) | cumulative_sum(p == 0)] = -np.inf  # also where later scores are NaN
-        log_i[..., rows, cols] = before  # what is gone stays so
-        log_i[..., rows, live] += cumulative_sum(log_keep)
-        blocks.append((rows, live, p))
-    return log_i, (s.shape, blocks, alpha)
+    T = s.shape[-1]
+    judged = np.tri(T, k=-1 - min(delay, T), dtype=bool)  # i - j > delay
+    keep = alpha_sigmoid(np.where(judged, s, np.inf), alpha)  # an infinite score keeps
+    with np.errstate(divide="ignore"):
+        log_keep = np.log(keep)
+    log_keep[np.logical_or.accumulate(keep == 0, axis=-2)] = -np.inf  # gone for good, also where later scores are NaN
+    return log_keep.cumsum(-2), (keep, alpha)
 
 
 def log_mask_backward(dlog_i, saved):  # [..., T, T] -> [..., T, T]
-    shape, blocks, alpha = saved
-    ds, after = np.zeros(shape, dlog_i.dtype), np.zeros((*shape[:-2], 1, shape[-1]), dlog_i.dtype)
-    for rows, live, p in reversed(blocks):
-        # log_i = log_keep.cumsum(-2): a gate has its part in all later rows
-        dlog_keep = cumulative_sum(dlog_i[..., rows, live][..., ::-1, :])[..., ::-1, :] + after[..., live]
-        after[..., live] = dlog_keep[..., :1, :]
-        ds[..., rows, live] = dlog_keep * log_derivative(p, alpha)  # 0 where the gate is saturated: log_keep = log(p)
-    return ds
+    keep, alpha = saved
+    dlog_keep = np.flip(np.flip(dlog_i, -2).cumsum(-2), -2)  # log_i = log_keep.cumsum(-2): a gate is in all later rows
+    return dlog_keep * log_derivative(keep, alpha)  # log_keep = log(keep): 0 where the gate is saturated
 
 
 def check_threshold(threshold: float, learned: bool) -> float:
@@ -78,18 +63,10 @@ def check_threshold(threshold: float, learned: bool) -> float:
     return float(threshold)
 
 
-def cumulative_sum(a):  # [..., T, N] -> [..., T, N]
-    """a.cumsum(-2), row by row: NumPy walks down one column after the other, and takes five times as long."""
-    total = a.copy()
-    for i in range(1, a.shape[-2]):
-        total[..., i, :] += total[..., i - 1, :]
-    return total
-
-
 def sparsity(log_i):  # [..., T, T] -> scalar
     """R, the mean of I over the pairs j < i (0 when T = 1): what gamma multiplies in the loss."""
-    mask = np.exp(log_i)
-    mask *= np.tri(mask.shape[-1], k=-1, dtype=mask.dtype)
+    earlier = np.tri(log_i.shape[-1], k=-1, dtype=log_i.dtype)
+    mask = np.exp(log_i) * earlier
     n_pairs = max(mask.size // mask.shape[-1] * (mask.shape[-1] - 1) // 2, 1)
     return mask.sum() / n_pairs, (mask, n_pairs)
 

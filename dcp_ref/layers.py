@@ -5,31 +5,13 @@ batch: `...` stands for any leading axes. The dtype is the input's.
 """
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
-
-BLOCK = 64  # queries that attention and its mask take at once: their numbers then stay in the processor's cache
-
-
-def row_blocks(T: int) -> Iterator[tuple[slice, slice]]:
-    """The queries 0 .. T-1 in blocks, and the keys 0 .. i that each block's last one sees: half of all T x T pairs."""
-    for start in range(0, T, BLOCK):
-        stop = min(start + BLOCK, T)
-        yield slice(start, stop), slice(stop)
-
-
-def any_live(log_block, cols):  # [..., T, S] -> slice or [N]
-    """Of the keys `cols` (0 .. S-1), those that some query of the block keeps: all (a slice), or their positions."""
-    live = (log_block != -np.inf).any(tuple(range(log_block.ndim - 1)))
-    return cols if live.all() else np.flatnonzero(live)
 
 
 def linear(x, w, b):  # [..., C], [C, K], [K] -> [..., K]
     """x W + b, with W stored [in, out] as GPT-2's Conv1D does."""
-    y = x @ w
-    y += b
-    return y, (x, w)
+    return x @ w + b, (x, w)
 
 
 def linear_backward(dy, saved):  # [..., K] -> [..., C], [C, K], [K]
@@ -75,7 +57,7 @@ def activation(x, kind):  # any shape
 
 
 def activation_backward(dy, saved):  # any shape
-    return dy * saved
+    return dy * saved  # y = f(x), saved = f'(x)
 
 
 erf = np.vectorize(math.erf, otypes=[np.float64])  # NumPy has none; exact, and slow: only `gelu` models pay
@@ -84,15 +66,13 @@ erf = np.vectorize(math.erf, otypes=[np.float64])  # NumPy has none; exact, and 
 def softmax(a):  # [..., n] -> [..., n]
     """exp(a) / sum exp(a) over the last axis; -inf gives exactly 0. A row must have a finite entry."""
     e = np.exp(a - a.max(-1, keepdims=True))
-    e /= e.sum(-1, keepdims=True)
-    return e, e
+    p = e / e.sum(-1, keepdims=True)
+    return p, p
 
 
 def softmax_backward(dp, saved):  # [..., n] -> [..., n]
     p = saved
-    da = dp - np.einsum("...n,...n->...", dp, p)[..., None]  # p_i = exp(a_i) / sum exp(a)
-    da *= p
-    return da
+    return p * (dp - (p * dp).sum(-1, keepdims=True))  # p = e / e.sum(), e = exp(a)
 
 
 def embedding(ids, wte, wpe):  # [..., T], [V, C], [n_positions, C] -> [..., T, C]
@@ -104,30 +84,31 @@ def embedding_backward(dy, saved, dwte=None):  # [..., T, C] -> [V, C], [n_posit
     """`dwte` is a gradient that tied weights already have, which is then added to in place."""
     ids, wte, wpe = saved
     dwte, dwpe = np.zeros_like(wte) if dwte is None else dwte, np.zeros_like(wpe)
-    np.add.at(dwte, ids, dy)  # a token that occurs twice gets both gradients
+    np.add.at(dwte, ids, dy)  # y = wte[ids] + wpe[:T]: a token that occurs twice gets both gradients
     dwpe[: ids.shape[-1]] = dy.reshape(-1, *dy.shape[-2:]).sum(0)
     return dwte, dwpe
+
+
+def log_softmax(a):  # [..., n] -> [..., n]
+    """a - log sum exp(a) over the last axis."""
+    e = a - a.max(-1, keepdims=True)
+    return e - np.log(np.exp(e).sum(-1, keepdims=True))
 
 
 def cross_entropy(logits, targets):  # [..., V], [...] -> scalar
     """Mean of -log softmax(logits)[target] in nats over the targets that are not -1."""
     counted = targets != -1
-    at = np.where(counted, targets, 0)[..., None]
-    e = logits - logits.max(-1, keepdims=True)
-    of_target = np.take_along_axis(e, at, -1)
-    np.exp(e, out=e)  # the logits are the largest arrays of a step: no copy more than needed
-    z = e.sum(-1, keepdims=True)
-    nll = (np.log(z) - of_target)[..., 0]
-    n = max(counted.sum(), 1)
-    return nll[counted].sum() / n, (e, z, at, counted[..., None] / n)
+    n, at = max(counted.sum(), 1), np.where(counted, targets, 0)[..., None]
+    log_p = log_softmax(logits)
+    nll = -np.take_along_axis(log_p, at, -1)[..., 0]
+    return nll[counted].sum() / n, (log_p, at, counted[..., None] / n)
 
 
 def cross_entropy_backward(dloss, saved):  # scalar -> [..., V]
-    e, z, at, weight = saved
-    weight = (weight * dloss).astype(e.dtype)
-    dlogits = e * (weight / z)
-    np.put_along_axis(dlogits, at, np.take_along_axis(dlogits, at, -1) - weight, -1)  # nll = log z - logits[target]
-    return dlogits
+    log_p, at, weight = saved
+    dlogits = np.exp(log_p)
+    np.put_along_axis(dlogits, at, np.take_along_axis(dlogits, at, -1) - 1, -1)  # nll = -log_p[target]
+    return dlogits * (weight * dloss).astype(log_p.dtype)
 
 
 def distillation(logits, teacher_logits, targets):  # [..., V], [..., V], [...] -> scalar
@@ -135,18 +116,13 @@ def distillation(logits, teacher_logits, targets):  # [..., V], [..., V], [...] 
     if np.shape(teacher_logits) != logits.shape:
         raise ValueError(f"teacher_logits {list(np.shape(teacher_logits))} must be as logits {list(logits.shape)}")
     counted = targets != -1
+    n = max(counted.sum(), 1)
     log_q, log_p = log_softmax(logits), log_softmax(teacher_logits)
     p = np.exp(log_p)
-    kl = np.einsum("...v,...v->...", p, log_p - log_q)
-    n = max(counted.sum(), 1)
+    kl = (p * (log_p - log_q)).sum(-1)
     return kl[counted].sum() / n, (log_q, p, counted[..., None] / n)
 
 
 def distillation_backward(dloss, saved):  # scalar -> [..., V]
     log_q, p, weight = saved
     return (np.exp(log_q) - p) * (weight * dloss).astype(log_q.dtype)  # kl = constant - sum p * log_q
-
-
-def log_softmax(a):  # [..., n] -> [..., n]
-    e = a - a.max(-1, keepdims=True)
-    return e - np.log(np.exp(e).sum(-1, keepdims=True))

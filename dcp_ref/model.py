@@ -4,7 +4,6 @@
 """
 
 import math
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +12,6 @@ from dcp_ref.block import NUMPY, Kernels, Params, block, block_backward, block_p
 from dcp_ref.config import Config
 from dcp_ref.interaction import check_threshold, sparsity, sparsity_backward
 from dcp_ref.layers import (
-    cross_entropy_backward,
     distillation,
     distillation_backward,
     embedding,
@@ -22,6 +20,7 @@ from dcp_ref.layers import (
     layer_norm_backward,
     project_backward,
 )
+from dcp_ref.policies import Policy, for_model
 
 
 class Forward(NamedTuple):
@@ -42,25 +41,25 @@ class Loss(NamedTuple):
 
 
 def forward(
-    params: Params, ids, config: Config, alpha: float = math.inf, policy=None, threshold: float = 0.0
+    params: Params, ids, config: Config, alpha: float = math.inf, policy: Policy | None = None, threshold: float = 0.0,
+    kernels: Kernels = NUMPY,
 ) -> Forward:  # [B, T]
     """The dense forward: every pair is scored, and what is dropped is masked. alpha = inf is inference.
 
     `interaction` is 1 on and above the diagonal, and all ones for a model without interaction weights and policy.
-    `policy` is None for the paper, or one of runtime/policies.py: all but `learned` leave interaction weights and alpha
-    aside, and drop by a rule of their own.
+    `policy` (policies.py) decides what is dropped: None is the learned scores, if the model has them. Other policies
+    leave interaction weights and alpha aside.
     `threshold` is how much context a trained model keeps: a token stays while s > threshold. The gate is
     alpha_sigmoid(s - threshold).
-    Raises ValueError when ids are not integers [B, T] in [0, V), T exceeds n_positions, threshold is NaN, or the policy
-    or the threshold needs interaction weights and there are none; TypeError when it is no policy.
+    `kernels` may be those of dcp_ref.native.training, for float32: the same to rounding, and faster.
+    Raises ValueError when ids are not integers [B, T] in [0, V), T exceeds n_positions, threshold is NaN, the policy
+    or the threshold needs interaction weights and there are none, or the kernels do not take the parameters' type;
+    TypeError when it is no policy.
     """
-    if policy is not None:
-        if not hasattr(policy, "log_mask"):
-            raise TypeError(f"policy must be None or a Policy of dcp_ref.runtime.policies, not {policy!r}")
-        policy.check(config)
-        config = config if policy.learned else replace(config, int_n_embd=None)
-    threshold = check_threshold(threshold, config.int_n_embd is not None)
-    logits, log_i, _ = _gpt2(params, _checked(ids, config), config, alpha, policy, threshold=threshold)
+    policy, ids = for_model(config, policy), _checked(ids, config)
+    threshold = check_threshold(threshold, policy.learned)
+    kernels.check(params)
+    logits, log_i, _ = _gpt2(params, ids, config, alpha, policy, threshold, kernels)
     return Forward(logits, np.exp(log_i))
 
 
@@ -70,19 +69,18 @@ def loss_and_grads(
 ) -> tuple[Loss, Params]:  # [B, T], [B, T], [B, T, V]
     """The training loss and its gradient, under the same names as `params`. Targets of -1 are ignored.
 
-    `kernels` may be those of dcp_ref.native.training, for float32 and a finite alpha: the same to rounding, and faster.
-    Raises ValueError as `forward` does, when `targets` or `teacher_logits` do not fit `ids`, and for parameters of a
-    type that the kernels do not take.
+    `kernels` are `forward`'s. Raises ValueError as `forward` does, and when `targets` or `teacher_logits` do not fit
+    `ids`.
     """
     ids = _checked(ids, config)
     targets = _checked(targets, config, "targets", lowest=-1)
     if targets.shape != ids.shape:
         raise ValueError(f"targets {list(targets.shape)} must have the shape of ids {list(ids.shape)}")
     kernels.check(params)
-    logits, log_i, saved = _gpt2(params, ids, config, alpha, kernels=kernels)
+    logits, log_i, saved = _gpt2(params, ids, config, alpha, for_model(config, None), 0.0, kernels)
     ce, saved_ce = kernels.cross_entropy(logits, targets)
     r, saved_r = sparsity(log_i)
-    dlogits, kl = cross_entropy_backward(1.0, saved_ce), 0.0
+    dlogits, kl = kernels.cross_entropy_backward(1.0, saved_ce), 0.0
     if teacher_logits is not None:
         kl, saved_kl = distillation(logits, teacher_logits, targets)
         dlogits += distillation_backward(float(distill), saved_kl)
@@ -91,15 +89,13 @@ def loss_and_grads(
     return loss, _gpt2_backward(dlogits, dlog_i, saved, config, kernels)
 
 
-def _gpt2(
-    params, ids, config, alpha, policy=None, kernels=NUMPY, threshold=0.0
-):  # [B, T] -> [B, T, V], [L, B, T, T]
+def _gpt2(params, ids, config, alpha, policy, threshold, kernels):  # [B, T] -> [B, T, V], [L, B, T, T]
     x, saved_embedding = embedding(ids, params["wte.weight"], params["wpe.weight"])
     own, saved_blocks = [], []
     log_i = 0.0  # the mask handed down from earlier layers
     for layer in range(config.n_layer):
         p = block_params(params, layer)
-        x, log_own, log_i, saved = block(x, log_i, p, config, layer, alpha, policy, kernels, threshold)
+        x, log_own, log_i, saved = block(x, log_i, p, config, layer, alpha, policy, threshold, kernels)
         own.append(log_own)
         saved_blocks.append(saved)
     x, saved_ln = layer_norm(x, params["ln_f.weight"], params["ln_f.bias"], config.layer_norm_epsilon)
@@ -111,14 +107,14 @@ def _gpt2_backward(dlogits, dlog_own, saved, config, kernels):  # [B, T, V], [L,
     saved_embedding, saved_blocks, saved_ln, x, head = saved
     grads = {}
     dhead = project_backward(x, dlogits)  # logits = x @ head.T
-    dx, grads["ln_f.weight"], grads["ln_f.bias"] = layer_norm_backward(dlogits @ head, saved_ln)
+    dx, grads["ln_f.weight"], grads["ln_f.bias"] = layer_norm_backward(dlogits @ head, saved_ln)  # layer_norm(x)
     dlog_i = 0.0  # what later layers want of the mask that was handed to them
     for layer in reversed(range(config.n_layer)):
         dx, dlog_i, block_grads = block_backward(dx, dlog_own[layer], dlog_i, saved_blocks[layer], config, kernels)
         grads |= {f"h.{layer}.{name}": grad for name, grad in block_grads.items()}
     if not config.tie_word_embeddings:
         grads["lm_head.weight"], dhead = dhead, None
-    grads["wte.weight"], grads["wpe.weight"] = embedding_backward(dx, saved_embedding, dhead)
+    grads["wte.weight"], grads["wpe.weight"] = embedding_backward(dx, saved_embedding, dhead)  # embedding(ids)
     return grads
 
 

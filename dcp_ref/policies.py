@@ -1,18 +1,23 @@
 """What decides a drop: the paper's learned scores, or one of the rules that it is compared with.
 
-Before token i is inserted, a live token j < i stays in a layer iff
+When token i arrives, an earlier live token j stays iff
 
-    (not learned  or  s[i, j] > threshold  or  i - j <= int_delay)
-    and  (i - j < window  or  j < first  or  j % stride == 0  or  j is a heavy hitter)
+    (rank == 0  or  s > threshold  or  i - j <= delay)  and
+    (window == 0  or  i - j < window  or  j < first  or  stride divides j  or  j is a heavy hitter)
 
-and a drop is for good. `threshold` is the engine's, 0 unless told; `int_delay` is the model's. Heavy hitters are the
-`heavy` tokens with the largest accumulated attention among the live ones that no other rule keeps. Positions are
-absolute: nothing is renumbered after a drop.
+and, under propagate_in_depth, no earlier layer dropped it. Stride 0 divides nothing. Heavy hitters are the `heavy`
+tokens that got most attention, of those that no other condition keeps. A drop is for good.
+
+The rank is that of the interaction keys, 0 unless the policy is learned; delay is the config's int_delay. In Python a
+window or heavy of None stands for no such rule. Positions are absolute: nothing is renumbered after a drop.
+To add a rule by position, add its field to Policy; csrc/dcp.h and `unsafe` in csrc/judge.c hold the same in C.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,34 +26,39 @@ from dcp_ref.interaction import check_threshold
 from dcp_ref.layers import softmax
 
 
+def by_position(stays: Callable, default: int | None = 0, least: int = 0) -> Any:
+    """A field of Policy, a number: token j stays when token i arrives iff stays(i, j, number); 0 keeps no token."""
+    return dataclasses.field(default=default, metadata={"stays": stays, "least": least})
+
+
 @dataclass(frozen=True)
 class Policy:
     """One way to drop tokens; `name` is what messages and `str` show.
 
-    `learned`: drop by the score. `window`: i - j < window stays; None is no rule by position, everything stays.
-    `first`: j < first stays. `stride`: j % stride == 0 stays, 0 is none. `heavy`: so many heavy hitters stay.
+    `learned`: drop by the score. `heavy`: the number of heavy hitters. The others keep tokens by their positions, and
+    without a window all tokens are kept.
     Raises ValueError, naming the field, when a value is impossible; first, stride and heavy need a window.
     """
 
     name: str
     learned: bool = False
-    window: int | None = None
-    first: int = 0
-    stride: int = 0
+    window: int | None = by_position(lambda i, j, window: i - j < window, default=None, least=1)
+    first: int = by_position(lambda i, j, first: j < first)
+    stride: int = by_position(lambda i, j, stride: j % stride == 0)
     heavy: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.learned, bool):
             raise ValueError(f"policy {self.name}: learned must be true or false, not {self.learned!r}")
-        for field, least in (("window", 1), ("first", 0), ("stride", 0), ("heavy", 0)):
-            value = getattr(self, field)
-            if value is None and field in ("window", "heavy"):
+        for field in dataclasses.fields(self)[2:]:  # the numbers
+            value, least = getattr(self, field.name), field.metadata.get("least", 0)
+            if value is None and field.default is None:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
                 raise ValueError(
-                    f"policy {self.name}: {field} must be an integer from {least} to 2**31 - 1, not {value!r}")
-        if self.window is None and (self.first or self.stride or self.heavy is not None):
-            raise ValueError(f"policy {self.name}: window must be given where first, stride or heavy is")
+                    f"policy {self.name}: {field.name} must be an integer from {least} to 2**31 - 1, not {value!r}")
+            if self.window is None and (value or field.default is None):
+                raise ValueError(f"policy {self.name}: window must be given where {field.name} is")
 
     def __str__(self) -> str:
         return self.name
@@ -64,11 +74,12 @@ class Policy:
         return (config.int_n_embd or 0) if self.learned else 0
 
     def stays(self, i, j):  # integers that broadcast -> bool
-        """The rules by position: whether token j stays when token i comes, heavy hitter or not."""
-        if self.window is None:
-            return np.full(np.broadcast_shapes(np.shape(i), np.shape(j)), True)
-        near = (i - j < self.window) | (j < self.first)
-        return near | (j % self.stride == 0) if self.stride else near
+        """The rules by position: whether token j stays when token i arrives, heavy hitter or not."""
+        result = np.full(np.broadcast_shapes(np.shape(i), np.shape(j)), self.window is None)
+        for field in dataclasses.fields(self):
+            if "stays" in field.metadata and (number := getattr(self, field.name)):
+                result |= field.metadata["stays"](i, j, number)
+        return result
 
     def drops(self, i: int, position: np.ndarray, attention: np.ndarray) -> np.ndarray:  # [N], [N] -> bool [N]
         """Which live tokens the rules other than the learned one drop before token i is inserted.
@@ -136,9 +147,9 @@ def heavy_hitters(n: int, w: int) -> Policy:
     return Policy(f"heavy_hitters:{n},{w}", window=w, heavy=n)
 
 
-_MAKERS: dict[str, tuple[Callable[..., Policy], int]] = {  # and how many integers each takes
-    "window": (window, 1), "strided": (strided, 2), "sinks": (sinks, 2), "heavy_hitters": (heavy_hitters, 2)}
-FORMS = "learned, dense, window:W, strided:W,STRIDE, sinks:FIRST,W, heavy_hitters:N,W"
+_FORMS: dict[str, Callable[..., Policy]] = {
+    "window:W": window, "strided:W,STRIDE": strided, "sinks:FIRST,W": sinks, "heavy_hitters:N,W": heavy_hitters}
+FORMS = ", ".join(("learned", "dense", *_FORMS))
 
 
 def parse(text: str) -> Policy:
@@ -146,16 +157,15 @@ def parse(text: str) -> Policy:
     for policy in (learned, dense):
         if text == policy.name:
             return policy
-    name, _, numbers = str(text).partition(":")
-    if name in _MAKERS:
-        make, n = _MAKERS[name]
-        if re.fullmatch(",".join(["[0-9]{1,10}"] * n), numbers):
-            return make(*map(int, numbers.split(",")))
+    for form, make in _FORMS.items():
+        pattern = re.sub("[A-Z]+", "([0-9]{1,10})", form)
+        if found := re.fullmatch(pattern, str(text)):
+            return make(*map(int, found.groups()))
     raise ValueError(f"policy {text!r} is not of one of these forms, with integers for the capitals: {FORMS}")
 
 
 def for_model(config: Config, policy: Policy | None) -> Policy:
-    """The policy of a cache: None is the learned one where the model has interaction weights, else dense.
+    """The policy that a model is used with: None is `learned` where it has interaction weights, else `dense`.
 
     Raises TypeError when it is no Policy, ValueError when the model lacks the weights that it needs.
     """

@@ -8,6 +8,7 @@ import numpy as np
 from dcp_ref import policies
 from dcp_ref.checkpoints.weights import Model
 from dcp_ref.model import forward
+from dcp_ref.native import training as native
 from dcp_ref.policies import Policy
 from dcp_ref.training.step import share_kept
 
@@ -54,9 +55,11 @@ def thresholds(model: Model, ids: np.ndarray, shares: tuple[float, ...]) -> list
     Where it cannot keep as little, or as much, as is asked, the threshold is one that keeps the least, or the most.
     """
 
+    kernels = native.kernels(threads=1)
+
     @cache
     def kept(threshold: float) -> float:
-        return share_kept(forward(model.params, ids, model.config, threshold=threshold), model.config)
+        return share_kept(forward(model.params, ids, model.config, threshold=threshold, kernels=kernels), model.config)
 
     return [_bisected(kept, share) for share in shares]
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dcp_ref.checkpoints.tokenizer import Tokenizer
+from dcp_ref.layers import log_softmax
 from dcp_ref.runtime.engine import Engine
 
 Pair = tuple[list[int], list[int]]  # token ids: a context, and what comes after it
@@ -21,10 +22,8 @@ class Scored(NamedTuple):
 
 
 def nats(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:  # [N, V], [N] -> float64 [N]
-    """-log softmax(logits)[target], summed in float64."""
-    top = logits.max(-1, keepdims=True)
-    log_sum = np.log(np.exp(logits - top).sum(-1, dtype=np.float64)) + top[:, 0]
-    return log_sum - logits[np.arange(len(targets)), targets]
+    """-log softmax(logits)[target], in float64 so that sums of many lose nothing."""
+    return -log_softmax(logits)[np.arange(len(targets)), targets].astype(np.float64)
 
 
 def pair_ids(tokenizer: Tokenizer, context: str, continuation: str, end: int | None = None) -> Pair:

@@ -55,7 +55,7 @@ def calibrated(model: Model, share_dropped: float, context: int, seed: int = 0) 
         s, _ = scores(n[0], p["attn.q_int.weight"], p["attn.k_int.weight"], np.zeros(1, np.float32))
         lowest = np.where(np.tri(context, k=-1, dtype=bool), s, np.inf).min(0)[:-1]  # of each token, down the queries
         params[name] = np.full(1, _bias(lowest, max(round((1 - share_dropped) * context), 1) - 1), np.float32)
-        x, *_ = block(x, 0.0, p | {"attn.int_bias": params[name]}, config, layer, math.inf, None)
+        x, *_ = block(x, 0.0, p | {"attn.int_bias": params[name]}, config, layer, math.inf, policies.learned)
     return Model(config, params, model.tokenizer)
 
 

@@ -1,10 +1,11 @@
-"""The kernels of training in C (csrc/training.h is their manual): names, arguments and results as in NumPy.
+"""The kernels of the dense forward and of training in C (csrc/training.h is their manual), named as NumPy's are.
 
 All arrays are float32, laid out in any way: C gets copies of those that it could not read. Each function checks all
 that it is given before it calls C: arrays of another type or shape raise ValueError, with their name.
 """
 
 import functools
+import math
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from dcp_ref.native.extension import FLOAT, available, ffi, lib
 from dcp_ref.runtime.sampling import check_integer
 
 STEEP = 64.0  # above it, float32 is too coarse for C's way to solve for a gate; training ends at 8
+INF = np.float32(math.inf)
 
 
 def kernels(threads: int) -> Kernels:
@@ -22,7 +24,8 @@ def kernels(threads: int) -> Kernels:
     if not available():
         return NUMPY
     ours = (attention, attention_backward, log_mask, log_mask_backward, activation, cross_entropy)
-    return Kernels(*(functools.partial(function, threads=threads) for function in ours))._replace(check=check)
+    return Kernels(*(functools.partial(function, threads=threads) for function in ours))._replace(
+        cross_entropy_backward=cross_entropy_backward, check=check)
 
 
 def check(params):
@@ -77,6 +80,8 @@ def log_mask(s, alpha, delay=0, threads=0):  # [..., T, T] -> [..., T, T]
     T, delay = s.shape[-1], check_integer("delay", delay, 0)
     if not alpha >= 1:
         raise ValueError(f"alpha must be in [1, inf], not {alpha!r}")
+    if alpha == math.inf:  # the step is any gate on infinite scores
+        s, alpha = np.where(s > 0, INF, -INF), 2.0
     if alpha > STEEP:
         return interaction.log_mask(s, alpha, delay)
     log_i, slope = np.empty_like(s), np.empty_like(s)
@@ -116,6 +121,14 @@ def cross_entropy(logits, targets, threads=0):  # [..., V], [...] -> scalar
     lib.dcp_exp_rows(*map(_pointer, (e, largest, z, logits)), targets.size, V, threads)
     nll = (np.log(z) - (np.take_along_axis(logits, at, -1) - largest))[..., 0]
     return nll[counted].sum() / n, (e, z, at, counted[..., None] / n)
+
+
+def cross_entropy_backward(dloss, saved):  # scalar -> [..., V]
+    e, z, at, weight = saved
+    weight = (weight * dloss).astype(FLOAT)
+    dlogits = e * (weight / z)  # log_p = log(e / z)
+    np.put_along_axis(dlogits, at, np.take_along_axis(dlogits, at, -1) - weight, -1)  # nll = -log_p[target]
+    return dlogits
 
 
 def _dims(name, x, least):

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from dcp_ref.checkpoints import files, weights
 from dcp_ref.checkpoints.replacing import current, finish
+from dcp_ref.native import training as native
 from dcp_ref.training import data, metrics_plot, run_files
 from dcp_ref.training import teacher as teaching
 from dcp_ref.training.parallel import Pool, processors
@@ -112,7 +113,8 @@ def run(settings: TrainSettings, out: Path, state: State, teacher: weights.Model
             last = state.step == settings.end
             measured = last or state.step % settings.eval_every == 0
             if measured:
-                ppl, kept = perplexity(state.params, state.config, valid, context, settings.eval_windows, pool=pool)
+                ppl, kept = perplexity(state.params, state.config, valid, context, settings.eval_windows, pool=pool,
+                                       kernels=native.kernels(threads=1))
                 row |= {"valid_perplexity": ppl, "share_kept": kept}
             run_files.append_metrics(out, row | {"seconds": round(time.monotonic() - began, 3)})
             failure, stopped = shown(bar, row, progress), bool(signals)

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from dcp_ref.block import NUMPY, Kernels
 from dcp_ref.checkpoints.weights import Model
 from dcp_ref.config import Config
 from dcp_ref.model import Forward, forward, loss_and_grads
@@ -52,7 +53,7 @@ def gamma_of(settings: TrainSettings, state: State, ids: np.ndarray) -> float:
     """The weight of the sparsity loss in this step, steered if it is to be, by the batch's first sequence."""
     if settings.target_kept is None:
         return settings.gamma
-    kept = share_kept(forward(state.params, ids[:1], state.config), state.config)
+    kept = share_kept(forward(state.params, ids[:1], state.config, kernels=native.kernels(threads=1)), state.config)
     state.steering, factor = steer(state.steering, kept, settings.target_kept, state.step, settings.steps)
     return settings.gamma * factor
 
@@ -70,7 +71,7 @@ def batch_gradients(
     @quiet
     def part(start: int) -> tuple[tuple, Params]:
         rows = slice(start, start + size)
-        wanted = None if teacher is None else forward(teacher.params, ids[rows], teacher.config).logits
+        wanted = None if teacher is None else forward(teacher.params, ids[rows], teacher.config, kernels=kernels).logits
         loss, grads = loss_and_grads(
             state.params, ids[rows], targets[rows], state.config, alpha, gamma, kernels, wanted, distill
         )
@@ -91,7 +92,8 @@ def batch_gradients(
 
 @quiet
 def perplexity(
-    params: Params, config: Config, tokens: np.ndarray, context: int, windows: int, *, pool: Pool | None = None
+    params: Params, config: Config, tokens: np.ndarray, context: int, windows: int, *, pool: Pool | None = None,
+    kernels: Kernels = NUMPY,
 ) -> tuple[float, float]:
     """Perplexity at alpha = inf, and the share of context kept, over evenly spaced windows of `context` tokens.
 
@@ -104,11 +106,8 @@ def perplexity(
     @quiet
     def measure(start: int) -> tuple[float, float]:
         ids, targets = data.windows(tokens, np.array([start]), context)
-        result = forward(params, ids, config)
-        logits = result.logits
-        top = logits.max(-1, keepdims=True)
-        log_sum = np.log(np.exp(logits - top).sum(-1)) + top[..., 0]
-        loss = np.mean(log_sum - np.take_along_axis(logits, targets[..., None], -1)[..., 0], dtype=np.float64)
+        result = forward(params, ids, config, kernels=kernels)
+        loss, _ = kernels.cross_entropy(result.logits, targets)
         return float(loss), share_kept(result, config)
 
     starts = np.unique(np.linspace(0, len(tokens) - context - 1, windows).astype(int))

@@ -8,9 +8,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from models import DELAYS
 from thread_tools import omp_threads
-from tolerances import KERNEL, LOG_MASK, TRAINING_KERNELS
+from tolerances import HF_FLOAT32, KERNEL, LOG_MASK, TRAINING_KERNELS
 
-from dcp_ref import interaction, layers, loss_and_grads
+from dcp_ref import forward, interaction, loss_and_grads, policies
 from dcp_ref import native as runtime_native
 from dcp_ref.block import NUMPY
 from dcp_ref.checkpoints import weights
@@ -145,20 +145,69 @@ def test_cross_entropy(seed, T, V, size, ignored, threads):
     loss, saved = native.cross_entropy(logits, targets, threads)
     expected, expected_saved = NUMPY.cross_entropy(logits, targets)
     assert loss == pytest.approx(expected, rel=1e-5, abs=1e-5)
-    got = layers.cross_entropy_backward(1.0, saved)
-    np.testing.assert_allclose(got, layers.cross_entropy_backward(1.0, expected_saved), **KERNEL)
+    got = native.cross_entropy_backward(1.0, saved)
+    np.testing.assert_allclose(got, NUMPY.cross_entropy_backward(1.0, expected_saved), **KERNEL)
+
+
+def pruned_model(**fields):
+    """A model whose masks are neither full nor empty, and ids [2, 71]."""
+    config = Config(vocab_size=50, n_positions=80, n_embd=24, n_layer=3, n_head=3, eos_token_id=0, int_n_embd=4,
+                    **fields)
+    params = {name: np.asarray(p, F) * (4 if "int.weight" in name else 1)
+              for name, p in weights.init_params(config, 0).items()}
+    params |= {f"h.{layer}.attn.int_bias": np.array([0.5], F) for layer in range(3)}
+    return config, params, np.random.default_rng(0).integers(0, 50, (2, 71))
+
+
+def same_forward(params, ids, config, *rule):
+    """That of both kernels, and what it found."""
+    got, expected = (forward(params, ids, config, *rule, kernels=kernels) for kernels in (C, NUMPY))
+    assert got.logits.dtype == got.interaction.dtype == F
+    np.testing.assert_allclose(got.logits, expected.logits, rtol=0, atol=HF_FLOAT32 * np.abs(expected.logits).max())
+    np.testing.assert_allclose(got.interaction, expected.interaction, **TRAINING_KERNELS)
+    assert ((got.interaction == 0) == (expected.interaction == 0)).all()
+    return got
+
+
+@pytest.mark.parametrize("depth", [False, True])
+@pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0, 5.0, 65.0, math.inf])
+@pytest.mark.parametrize("delay", [0, 3])
+def test_the_forward_is_that_of_numpy(depth, alpha, delay):
+    config, params, ids = pruned_model(propagate_in_depth=depth, int_delay=delay)
+    for threshold in (0.0, 0.1):
+        result = same_forward(params, ids, config, alpha, None, threshold)
+        assert 0.01 < result.interaction[..., np.tri(71, k=-1, dtype=bool)].mean() < 0.99
+        with omp_threads(3):
+            again = forward(params, ids, config, alpha, threshold=threshold, kernels=native.kernels(threads=0))
+        assert all(map(np.array_equal, again, result))  # whatever the number of threads
+
+
+@pytest.mark.parametrize("depth", [False, True])
+@pytest.mark.parametrize("rule", ["dense", "learned", "window:9", "strided:4,7", "sinks:2,9", "heavy_hitters:5,6"])
+def test_the_forward_with_a_policy_is_that_of_numpy(depth, rule):
+    config, params, ids = pruned_model(propagate_in_depth=depth)
+    result = same_forward(params, ids, config, math.inf, policies.parse(rule))
+    assert (result.interaction == 0).any() == (rule != "dense")
+    both = policies.Policy("learned in a window", learned=True, window=20, heavy=3)
+    same_forward(params, ids, config, 2.0, both)
+    with pytest.raises(ValueError, match="take float32"):
+        forward({name: p.astype(float) for name, p in params.items()}, ids, config, kernels=C)
+
+
+@given(SEEDS, st.integers(1, 140), st.lists(SPECIAL, max_size=3), DELAYS)
+def test_the_step_drops_the_same_to_the_bit(seed, T, special, delay):
+    rng = np.random.default_rng(seed)
+    s = rng.choice([*special, -1, 1, 2, 3], (2, T, T)).astype(F)
+    (got, saved), (expected, _) = (kernels.log_mask(s, math.inf, delay) for kernels in (C, NUMPY))
+    np.testing.assert_array_equal(got, expected)
+    assert not C.log_mask_backward(np.ones_like(s), saved).any()
 
 
 @pytest.mark.parametrize("depth", [False, True])
 @pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0, 5.0, math.inf])
 @pytest.mark.parametrize("delay", [0, 3])
 def test_the_losses_and_gradients_are_those_of_numpy(depth, alpha, delay):
-    config = Config(vocab_size=50, n_positions=80, n_embd=24, n_layer=3, n_head=3, eos_token_id=0, int_n_embd=4,
-                    propagate_in_depth=depth, int_delay=delay)
-    params = {name: np.asarray(p, F) * (4 if "int.weight" in name else 1)
-              for name, p in weights.init_params(config, 0).items()}
-    params |= {f"h.{layer}.attn.int_bias": np.array([0.5], F) for layer in range(3)}
-    ids = np.random.default_rng(0).integers(0, 50, (2, 71))
+    config, params, ids = pruned_model(propagate_in_depth=depth, int_delay=delay)
     loss, grads = loss_and_grads(params, ids[:, :-1], ids[:, 1:], config, alpha, 0.3, C)
     expected_loss, expected = loss_and_grads(params, ids[:, :-1], ids[:, 1:], config, alpha, 0.3)
     np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
@@ -176,3 +225,4 @@ def test_a_dense_model_too():
     ids = np.random.default_rng(0).integers(0, 50, (1, 40))
     loss, _ = loss_and_grads(params, ids[:, :-1], ids[:, 1:], config, 1.0, 0.0, C)
     assert loss.total == pytest.approx(loss_and_grads(params, ids[:, :-1], ids[:, 1:], config, 1.0, 0.0)[0].total)
+    same_forward(params, ids, config)

@@ -17,14 +17,6 @@ SEEDS = st.integers(0, 2**32 - 1)
 SIZES = st.integers(1, 5)
 
 
-@pytest.fixture(autouse=True, scope="module", params=[2, 64])
-def _block(request):
-    """Everything with several blocks of queries, and with one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layers, "BLOCK", request.param)
-        yield
-
-
 def check_backward(forward, backward, inputs, seed):
     """<dy, J v> by a central difference equals <J^T dy, v>, for random dy and v. dy is 0 where y is -inf."""
     rng = np.random.default_rng(seed)

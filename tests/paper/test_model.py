@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from models import DELAYS, GOLDEN_DIR, SMALL, random_params
 from tolerances import GOLDEN, HF_FLOAT32, PROJECTION
 
-from dcp_ref import forward, layers, load, loss_and_grads, policies
+from dcp_ref import forward, load, loss_and_grads, policies
 from dcp_ref.block import NUMPY
 from dcp_ref.checkpoints import official
 from dcp_ref.config import ACTIVATIONS
@@ -19,14 +19,6 @@ OFFICIAL = np.load(GOLDEN_DIR / "official_small.npz")
 STATE = {name.removeprefix("param/"): OFFICIAL[name] for name in OFFICIAL.files if name.startswith("param/")}
 SEEDS = st.integers(0, 2**32 - 1)
 ALPHAS = ("1.1", "1.5", "2.0", "3.0", "4.0", "inf")
-
-
-@pytest.fixture(autouse=True, scope="module", params=[3, 64])
-def _block(request):
-    """Everything with several blocks of queries, and with one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(layers, "BLOCK", request.param)
-        yield
 
 
 def relative(got, golden):

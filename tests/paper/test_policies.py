@@ -1,6 +1,7 @@
 """Each rule against a definition of its own; what is refused, and in which words."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,16 @@ from dcp_ref import policies
 from dcp_ref.config import Config
 from dcp_ref.policies import Policy, heavy_hitters, parse, sinks, strided, window
 
+HEADER = Path(__file__).parents[2] / "csrc/dcp.h"
 PLAIN, PRUNED = Config(), Config(int_n_embd=4)
 SEEDS = st.integers(0, 2**32 - 1)
+
+
+def test_c_and_python_state_the_rule_in_the_same_words():
+    header, formula = HEADER.read_text(encoding="utf-8"), policies.__doc__.split("\n\n")[2]
+    assert "stride divides j" in formula
+    for line in formula.splitlines():
+        assert line in header
 
 
 @given(T=st.integers(1, 12), w=st.integers(1, 13), n=st.integers(0, 13))

@@ -82,7 +82,7 @@ def test_a_full_stdout(commands, name, buffered):
 def test_files_do_not_get_the_numbers_of_closed_streams(tmp_path, commands):
     """Else what is meant for stderr would be written into a checkpoint."""
     script = """import os, sys
-from dcp_ref.cli import main as cli
+from dcp_ref.cli import command as cli
 cli.main(["info"])
 sys.exit(3 + (os.open(sys.executable, os.O_RDONLY) > 2))"""
     done = subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", script], check=False)

@@ -6,11 +6,11 @@ import subprocess
 import sys
 
 from dcp_ref.checkpoints import weights
-from dcp_ref.cli import main as cli
+from dcp_ref.cli import command as cli
 
 MAIN = """import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # we may have been started in the background, without it
-from dcp_ref.cli import main as cli
+from dcp_ref.cli import command as cli
 sys.exit(cli.main())"""
 
 

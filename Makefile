@@ -1,7 +1,7 @@
-# Each target makes .venv and installs the project into it. PYTHON is the interpreter that .venv is made with.
+# Targets make .venv, with the interpreter PYTHON, and install the project into it; `make bench` has build/rivals instead.
 PYTHON ?= python3
 RUN := .venv/bin
-# asan, tsan and baseline build and test a copy. TSan's runtime is GCC's, as it can be preloaded; archer is LLVM's.
+# asan, tsan and baseline build and test a copy. TSan's runtime is GCC's, which can be preloaded; archer is LLVM's.
 COPY = rm -rf build/$@ && mkdir -p build/$@ && cp -r dcp_ref csrc tests *.py *.toml *.md LICENSE build/$@ && \
   rm -f build/$@/dcp_ref/_native*.so && cd build/$@ &&
 BUILD := $(CURDIR)/$(RUN)/python setup.py -q build_ext --inplace
@@ -32,7 +32,7 @@ stress: .venv/test
 	$(RUN)/python tests/stress.py
 
 lm-eval: .venv/test,lm-eval
-	$(RUN)/python -m pytest tests/test_lm_eval.py
+	$(RUN)/python -m pytest tests/analysis/test_lm_eval.py
 
 asan: .venv/test
 	$(COPY) CFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=undefined" $(BUILD)

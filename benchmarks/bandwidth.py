@@ -1,4 +1,4 @@
-"""The machine's read bandwidth: the limit of a decode step that reads its weights and its cache once."""
+"""The machine's read bandwidth, which limits a decode step: it reads the weights and the cache once."""
 
 import contextlib
 import os
@@ -19,7 +19,10 @@ def reader(reduction, parts, pool):
 
 @contextlib.contextmanager
 def readers(threads=None, **others):
-    """{name: (a call that reads memory once, by so many threads (None: all); its bytes)}; `others` are more such."""
+    """Yields {name: (a call that reads memory once, the bytes that it reads)}, with `others` added.
+
+    The calls run on `threads` threads; None: one a processor.
+    """
     threads = threads or len(os.sched_getaffinity(0))
     array = np.empty(BYTES // 4, dtype=np.float32)  # np.empty asks for huge pages
     array.fill(1)  # a page never written reads as the one shared page of zeros
@@ -29,10 +32,10 @@ def readers(threads=None, **others):
 
 
 def read_bandwidth(threads=None, rounds=7, **others):
-    """Bytes a second of {reader: best of `rounds`}, interleaved; "best" is the largest of them all.
+    """Bytes a second of each reader in the fastest of its interleaved rounds; "best" is the largest of all.
 
-    `others` are as for `readers`, and should read 1 GB, as NumPy's do. The best call counts and not the median:
-    interference only ever slows a read down, and a limit must not be beaten.
+    `others` are as for `readers`, and should read 1 GB, as NumPy's do. The fastest round counts, not the median:
+    interference only slows a read down, and a limit must not be beaten.
     """
     with readers(threads, **others) as reading:
         timings = interleaved({name: call for name, (call, _) in reading.items()}, rounds, pause=0,

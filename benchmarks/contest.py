@@ -1,4 +1,4 @@
-"""Ours against one rival at a time: both decode the same number of sequences, interleaved, then the rival is closed."""
+"""Our decoder against one rival at a time: both decode the same number of sequences, interleaved."""
 
 import contextlib
 import functools
@@ -19,39 +19,39 @@ from dcp_ref.checkpoints import weights
 from dcp_ref.native import kernels as native_kernels
 
 TINY = Config(vocab_size=1000, n_embd=128, n_layer=2, n_head=2, int_n_embd=16, eos_token_id=None)
-OURS = {"no scores": None, "0% dropped": 0.0, "80% dropped": 0.8}  # share dropped by the learned rule; None: dense
-MORE = 3  # times as many rounds where calls are short, or what is needed is close
-CONTEXT = 900  # where those shares are reached: midway, about, when the prompt has 880 tokens
+OURS = {"no scores": None, "0% dropped": 0.0, "80% dropped": 0.8}  # the share that the learned rule drops; None: dense
+MORE = 3  # times as many rounds where calls are short, or the result is close to the requirement
+CONTEXT = 900  # where the shares are reached: about midway through the timed steps after a prompt of 880 tokens
 
 
 class Rows(NamedTuple):
-    """What a row of the table compares. `same` are the rivals that store numbers as we do; `other` are only shown."""
+    """What a row of the table compares. `same` are rivals that store numbers as we do; `other` ones are only shown."""
 
     batch: int
     prompt: int
-    steps: int  # of a call that is timed; 0: the prompt itself is
+    steps: int  # decoded in each timed call; 0: the prompt itself is timed
     ours: tuple[str, ...]
     same: tuple
     other: tuple = ()
     weights: str = "float32"
     kv: str = "float32"
-    repeat: int = 1  # times as many rounds as asked for
+    repeat: int = 1  # multiplies the number of rounds
 
 
 class Setting:
-    """The model that all share, and how often each is timed."""
+    """The model that all contenders share, and the number of rounds."""
 
     def __init__(self, tiny, rounds):
         self.model, self.rounds = random_model(TINY if tiny else SMALL), rounds
         self.config = self.model.config
         self.plain = {name: x for name, x in self.model.params.items() if not weights.INTERACTION.fullmatch(name)}
 
-    @functools.cache  # noqa: B019 - there is one setting
+    @functools.cache  # noqa: B019 - one setting lives as long as the process
     def calibrated(self, share, context):
         return calibrated(self.model, share, context)
 
     def model_of(self, name, context=CONTEXT):
-        """(model, policy) of one of OURS, its share dropped reached after so many tokens."""
+        """(model, policy) of one of OURS, which reaches its share dropped after `context` tokens."""
         if OURS[name] is None:
             return self.model, policies.dense
         return self.calibrated(OURS[name], context), policies.learned
@@ -61,12 +61,12 @@ class Setting:
         return Decoding(model, batch, prompt, policy=policy, threads=THREADS, **options)
 
     def weight_bytes(self):
-        """What a step reads of a plain GPT-2: its matrices, the head among them."""
+        """The bytes of weights that a step of a plain GPT-2 reads: its matrices, including the head."""
         return sum(x.nbytes for name, x in self.plain.items() if x.ndim == 2 and name != "wpe.weight")
 
 
 def kernel_reader():
-    """A call of our own kernel with 1 row on weights of more than 1 GB, and their bytes."""
+    """A call of our linear kernel with 1 row on more than 1 GB of weights, and the bytes that it reads."""
     w = np.ones((768, 50176), np.float32)
     matrices = [native_kernels.pack(w) for _ in range(7)]
     x = np.ones((1, 768), np.float32)
@@ -79,12 +79,12 @@ def kernel_reader():
 
 
 def bandwidth(rounds=5):
-    """Bytes a second: the best of NumPy's sums and of our own kernel with 1 row, each over 1 GB, on all threads."""
+    """Bytes a second of NumPy's reductions and of our linear kernel with 1 row, each over 1 GB, on all threads."""
     return read_bandwidth(THREADS, rounds, kernel=kernel_reader())
 
 
 def between_bandwidths(measure, *arguments):
-    """measure(...), with the bandwidth just before and just after it."""
+    """The result of measure(...), with the bandwidth just before and just after it."""
     before = bandwidth()
     result = measure(*arguments)
     gc.collect()
@@ -92,7 +92,7 @@ def between_bandwidths(measure, *arguments):
 
 
 def versus(setting, rows):
-    """{"pairs": {rival: {contender: calls}}, ...} for `Rows`; ours are started anew beside each rival."""
+    """{"pairs": {rival: {contender: seconds of its calls}}, ...} for `Rows`; ours start anew beside each rival."""
     result = {"batch": rows.batch, "prompt": rows.prompt, "steps": rows.steps, "pairs": {}, "same": [], "ours": {}}
     result["weight_bytes"] = setting.weight_bytes() * KV_BYTES[rows.weights] / KV_BYTES["float32"]
     for judged, chosen in ((True, rows.same), (False, rows.other)):
@@ -110,7 +110,7 @@ def versus(setting, rows):
 
 
 def against(setting, rows, rival, facts):
-    """Seconds of each call of ours and of the rival's; `facts` gets what each of ours held."""
+    """Seconds of each call of ours and of the rival's; `facts` receives what each of ours held (`held`)."""
     prompts = [random_prompt(setting.config, rows.prompt, seed).tolist() for seed in range(rows.batch)]
     if rows.steps == 0:
         contenders = prompt_contenders(setting, rows) | {rival.name: lambda: rival.start(prompts)}
@@ -136,14 +136,14 @@ def decoding_of(rival, steps):
 
 
 def held(decoding, live_before, kv="float32"):
-    """Midway through the timed calls: the keys and values that a step reads; and the share dropped at their end."""
+    """The keys and values, in bytes, that a step midway through the timed calls reads; the share dropped at the end."""
     config, engine = decoding.engine.config, decoding.engine
     live = (live_before + engine.stats().live_tokens) / 2 / config.n_layer
     return {"kv_bytes": kv_bytes(config, live, kv), "share_dropped": decoding.share_dropped}
 
 
 def prompt_contenders(setting, rows):
-    """Each of ours feeds the prompt to a new sequence."""
+    """Calls that feed the prompt to a new sequence, one for each of ours."""
 
     def feeding(engine):
         def run():

@@ -1,21 +1,22 @@
-"""The benchmark of the README: decoding a random GPT-2 small, 2 threads, beside other programs and the memory's limit.
+"""Decoding a random GPT-2 small on 2 threads, beside other programs and the limit of the memory's bandwidth.
 
     python benchmarks/decode.py [ROW ...] [--resume]
 
-Each row is measured on its own and written to benchmarks/results/DATE-decode.json at once; the table and the plots are
-made of that file. Rivals run interleaved with ours, one at a time, each with ours started anew.
+Each row is measured on its own and written to benchmarks/results/DATE-decode.json at once. The table and the plots are
+made from that file. Rivals run one at a time, interleaved with ours, which start anew beside each rival.
 
-`pruning`: dropping makes a step faster only as far as keys and values are what it waits for. With the bandwidth, and
-the rate of the matrix products alone with as many rows, both of the same run, a step of `batch` rows should take
+`pruning`: a step waits for weights and for keys and values; dropping shortens only the second wait. A step of `batch`
+rows should take
 
     t = max(weight bytes / bandwidth, 2 * weights * batch / rate) + bytes of live keys and values / bandwidth
 
-and the speed-up that is predicted is t with nothing dropped / t with 80% dropped.
+where `rate` is that of the matrix products alone with as many rows; bandwidth and rate are of the same run. The
+predicted speed-up is t with nothing dropped / t with 80% dropped.
 """
 
 import os
 
-os.environ.pop("OPENBLAS_CORETYPE", None)  # NumPy as it comes
+os.environ.pop("OPENBLAS_CORETYPE", None)  # NumPy's BLAS chooses its own settings
 os.environ.pop("OPENBLAS_L2_SIZE", None)
 
 import argparse
@@ -31,8 +32,8 @@ from bandwidth import readers
 from contest import VERSUS, Setting, between_bandwidths, held, kernel_reader, versus
 from rivals import THREADS
 
-from dcp_ref import Engine, native
-from dcp_ref.bench import parts as bench_parts
+from dcp_ref import native
+from dcp_ref.bench import parts
 from dcp_ref.bench.decoding import sweep
 from dcp_ref.bench.timing import interleaved
 
@@ -45,10 +46,10 @@ def calls(timings):
 
 
 def pruning(setting, batch):
-    """Seconds of a step with nothing and with 80% dropped, of the matrix products alone, and what each reads."""
+    """Seconds of a step with 0% and with 80% dropped, seconds of its matrix products alone, and the bytes read."""
     ours = {name: setting.decoding(name, batch, 880) for name in ("0% dropped", "80% dropped")}
     before = {name: decoding.engine.stats().live_tokens for name, decoding in ours.items()}
-    linears = bench_parts.Linears(ours["0% dropped"].engine, batch)
+    linears = parts.Linears(parts.packed(setting.model), batch, THREADS)
     contenders = {name: decoding.step for name, decoding in ours.items()} | {"linear": linears.step}
     timings = interleaved(contenders, setting.rounds, pause=0.01, title=f"batch {batch}")
     facts = {name: held(decoding, before[name]) for name, decoding in ours.items()}
@@ -56,10 +57,9 @@ def pruning(setting, batch):
 
 
 def attention(setting):
-    """Seconds of all layers' attention alone, batch 32, and the keys and values that it reads; and, in the same rounds,
-    of each way to read memory, and its bytes."""
-    rounds = 32  # as a page has slots: the last one is filled to every degree once
-    alone = {str(live): bench_parts.Attention(setting.config, 32, live, rounds + 1, threads=THREADS)
+    """Seconds and bytes of all layers' attention alone, batch 32, and of each memory reader in the same rounds."""
+    rounds = 32  # the slots of a page: so the last page is filled to every degree once
+    alone = {str(live): parts.Attention(setting.config, 32, live, rounds + 1, threads=THREADS)
              for live in (256, 896)}
     first = {live: one.bytes_read for live, one in alone.items()}
     with readers(THREADS, kernel=kernel_reader()) as reading:
@@ -72,13 +72,13 @@ def attention(setting):
 
 
 def linear(setting):
-    """Seconds of all matrix products alone, bytes and FLOPs; with 880 rows, a prompt, without the head."""
-    engine = Engine(setting.model, threads=THREADS)
-    parts = {rows: bench_parts.Linears(engine, rows, head=rows < 880) for rows in (1, 32, 64, 880)}
-    contenders = {str(rows): part.step for rows, part in parts.items()}
+    """Seconds, bytes and FLOPs of all matrix products alone; those of 880 rows, a prompt, leave out the head."""
+    matrices = parts.packed(setting.model)
+    products = {rows: parts.Linears(matrices, rows, THREADS, head=rows < 880) for rows in (1, 32, 64, 880)}
+    contenders = {str(rows): product.step for rows, product in products.items()}
     timings = interleaved(contenders, setting.rounds, pause=0.01, title="linear")
-    return {"calls": calls(timings), "bytes": parts[1].bytes_read,
-            "flops": {str(rows): part.flops for rows, part in parts.items()}}
+    return {"calls": calls(timings), "bytes": products[1].bytes_read,
+            "flops": {str(rows): product.flops for rows, product in products.items()}}
 
 
 def scoring(setting):
@@ -89,20 +89,20 @@ def scoring(setting):
 
 
 def cache_bytes(setting):
-    """Bytes of the pages owned, batch 32, right after a prompt of 900 tokens."""
+    """Bytes of the pages that the cache owns right after a prompt of 900 tokens, batch 32."""
     ours = {name: setting.decoding(name, 32, 900) for name in ("no scores", "80% dropped")}
     return {"bytes": {name: decoding.cache_bytes for name, decoding in ours.items()},
             "share_dropped": ours["80% dropped"].share_dropped}
 
 
 def rss(setting):
-    """The largest memory of a process that loads the model and decodes one sequence after 64 tokens."""
-    return {"rss": bench_parts.peak_rss(setting.model, 64, THREADS),
+    """The peak memory of a process that loads the model and decodes one sequence after 64 tokens."""
+    return {"rss": parts.peak_rss(setting.model, 64, THREADS),
             "weight_bytes": sum(x.nbytes for x in setting.model.params.values())}
 
 
 def lengths(setting):
-    """What `dcp-ref bench` measures, with a batch of 32: for the plots."""
+    """What `dcp-ref bench` measures, at batch 32; the plot shows it."""
     points = [point for context in CONTEXTS
               for point in sweep(setting.model, context, SHARES, 32, setting.rounds, threads=THREADS)]
     return {"points": [point._asdict() for point in points]}
@@ -125,9 +125,9 @@ def facts(args):
 
 def options():
     parser = argparse.ArgumentParser(description="Decoding beside other programs.")
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(ROWS)} (default: all)")
-    parser.add_argument("--resume", action="store_true", help="go on with the newest results: only rows it lacks")
-    parser.add_argument("--rounds", type=int, default=5, help="that count (default: 5)")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"rows to measure: {', '.join(ROWS)} (default: all)")
+    parser.add_argument("--resume", action="store_true", help="measure only the rows that the newest results lack")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each row (default: 5)")
     parser.add_argument("--out", type=Path, help="the JSON file (default: benchmarks/results/DATE-decode.json)")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the benchmark; numbers mean nothing")
     args = parser.parse_args()
@@ -137,7 +137,7 @@ def options():
 
 
 def main():
-    """Each of several rows in a process of its own: what a rival leaves, threads or memory, is not to slow the next."""
+    """Measure the rows, each in a process of its own: threads and memory that a rival leaves must not slow the next."""
     args = options()
     newest = max(RESULTS.glob("*-decode.json"), default=None) if args.resume else None
     path = args.out or newest or RESULTS / f"{datetime.date.today()}-decode.json"
@@ -151,7 +151,7 @@ def main():
         results |= {"facts": facts(args)}
         results["rows"][names[0]] = ROWS[names[0]](Setting(args.tiny, args.rounds))
         report.write(results, path)
-        print("\n".join(report.lines(results, names[0])), flush=True)
+        print(report.table(results, names[0]), flush=True)
     if len(names) != 1:
         report.write(read(path), path)
         report.plots(read(path), path)

@@ -1,4 +1,4 @@
-"""A GPT-2 as a GGUF file for llama.cpp: its weights under Hugging Face names in, no vocabulary."""
+"""Writes a GPT-2, given as arrays under Hugging Face's names, as a GGUF file for llama.cpp, without a vocabulary."""
 
 import gguf
 import numpy as np
@@ -22,7 +22,7 @@ NAMES = {
 
 
 def translated(name):
-    """h.3.attn.c_attn.weight -> blk.3.attn_qkv.weight."""
+    """GGUF's name of a tensor: h.3.attn.c_attn.weight -> blk.3.attn_qkv.weight."""
     stem, kind = name.rsplit(".", 1)
     if not stem.startswith("h."):
         return f"{NAMES[stem]}.{kind}"
@@ -31,12 +31,12 @@ def translated(name):
 
 
 def is_quantized(name):
-    """The matrices that a decode step reads; positions and vectors stay float32, as llama.cpp's own converter does."""
+    """Whether it is a matrix that a decode step reads. Others stay float32, as in llama.cpp's own converter."""
     return name == "wte.weight" or (name.startswith("h.") and ".c_" in name and name.endswith("weight"))
 
 
 def write_gguf(path, weights, layers, heads, kind):
-    """`kind` is f32, f16 or q8_0. GGUF wants [out, in], the last axis contiguous; the tied head is the embedding."""
+    """Write the file; `kind` is f32, f16 or q8_0. GGUF stores matrices as [out, in]; a tied head is left out."""
     writer = gguf.GGUFWriter(path, "gpt2")
     positions, width = weights["wpe.weight"].shape
     writer.add_context_length(positions)

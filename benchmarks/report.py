@@ -1,18 +1,20 @@
-"""The table and the plots of decode.py, from the JSON that it writes."""
+"""The table and the plots of decode.py, made from the JSON that it writes."""
 
 import json
 import statistics
 from importlib.metadata import distributions
 from pathlib import Path
 
+from dcp_ref.analysis.table import markdown
+from dcp_ref.bench.comparison import pays_from, plot, scoring_share
 from dcp_ref.bench.decoding import Point
-from dcp_ref.cli.bench import pays_from, plot, scoring_share
+from dcp_ref.checkpoints import pictures
 
 PACKAGES = ("dcp-ref", "numpy", "torch", "transformers", "ctranslate2", "llama_cpp_python")
 HEADER = ("row", "ours", "best rival", "ratio", "limit", "needed", "reached")
 HEADING = ("`make bench`, or benchmarks/decode.py: random {model}, float32 unless said, {threads} threads of {cpu} "
            "({simd}), medians of {rounds} or more; {date}; {versions}.")
-# row: (title, {ours: (times the best rival, or this share of the limit)})
+# row: (title, {ours: what it must reach: this many times the best rival, or this share of the limit})
 VERSUS = {
     "batch1-64": ("batch 1, after 64 tokens", {"0% dropped": (1.1, 0.92)}),
     "batch1-880": ("batch 1, after 880 tokens", {"0% dropped": (1.1, 0.9), "80% dropped": (1.3, 0.9)}),
@@ -25,7 +27,7 @@ VERSUS = {
 
 
 def versions():
-    """Of the packages that there are."""
+    """The versions of those PACKAGES that are installed."""
     found = {package.metadata["name"]: package.version for package in distributions()}
     return ", ".join(f"{name} {found[name]}" for name in PACKAGES if name in found)
 
@@ -35,35 +37,35 @@ def median(calls):
 
 
 def times_as_fast(calls, others):
-    """The median over the rounds: what slows a round down slows both."""
+    """The median ratio over the rounds: whatever slows a round down slows both."""
     return median([other / one for one, other in zip(calls, others, strict=True)])
 
 
 def bandwidth_of(raw):
-    """The mean of before and after."""
+    """The mean of the bandwidth before and after a row."""
     return (raw["bandwidth"]["before"]["best"] + raw["bandwidth"]["after"]["best"]) / 2
 
 
 def row(title, ours, rival="", ratio="", limit="", needed="", reached=None):
-    mark = "" if reached is None else "yes" if reached else "**no**"
-    return "| " + " | ".join([title, ours, rival, ratio, limit, needed, mark]) + " |"
+    """The cells of a line of the table, under HEADER."""
+    return title, ours, rival, ratio, limit, needed, "" if reached is None else "yes" if reached else "**no**"
 
 
 def speed(raw, seconds):
-    """Tokens a second, all sequences together: those decoded, or those of the prompt."""
+    """Tokens a second of all sequences together: tokens decoded, or tokens of the prompt."""
     return raw["batch"] * (raw["steps"] or raw["prompt"]) / seconds
 
 
 def versus(title, needs, raw):
-    """A line for each of ours beside the best rival; and, where that was timed, beside llama.cpp's own default."""
-    flash = [name for name in raw["pairs"] if name.endswith("flash attention")]  # rival_llama.py says why it is slow
+    """A line for each of ours beside the best rival and, where it was timed, beside llama.cpp with flash attention."""
+    flash = [name for name in raw["pairs"] if name.endswith("flash attention")]  # slow: rival_llama.py
     return [beside(title, ours, *need, names, note, raw)
             for names, note in ((raw["same"], ""), (flash, "; llama.cpp with flash attention")) if names
             for ours, need in needs.items()]
 
 
 def beside(title, ours, times, share, names, note, raw):
-    """The line of ours beside the best of these rivals, the one that comes closest, with ours as timed beside it."""
+    """One of ours beside the rival that comes closest; the seconds of ours are those timed beside that rival."""
     ratios = {name: times_as_fast(raw["pairs"][name][ours], raw["pairs"][name][name]) for name in names}
     best = min(ratios, key=ratios.get)
     pair, fact = raw["pairs"][best], raw["ours"].get(ours)
@@ -81,7 +83,7 @@ def beside(title, ours, times, share, names, note, raw):
 
 
 def pruning(raw):
-    """The formula is decode.py's."""
+    """The measured speed-up beside the one that decode.py's formula predicts."""
     batch, rate, seconds = raw["batch"], bandwidth_of(raw), {name: median(c) for name, c in raw["calls"].items()}
     # Matrix products alone, at the measured rate for so many rows: t = FLOPs / (FLOPs / seconds).
     products = max(raw["weight_bytes"] / rate, seconds["linear"])
@@ -94,7 +96,7 @@ def pruning(raw):
 
 
 def attention(raw):
-    """Beside the reader that is fastest in the median."""
+    """Attention alone, beside the memory reader with the best median."""
     rates = {name: one["bytes"] / median(one["calls"]) for name, one in raw["readers"].items()}
     best, lines = raw["readers"][max(rates, key=rates.get)], []
     for live, one in raw["live"].items():
@@ -140,15 +142,19 @@ OTHERS = {"pruning32": pruning, "pruning64": pruning, "attention": attention, "s
 
 
 def lines(results, name):
-    """The lines of the table that this row is."""
+    """The lines of the table for one row of the results."""
     raw = results["rows"].get(name)
     if raw is None or name == "lengths":
         return []
     return versus(*VERSUS[name], raw) if name in VERSUS else OTHERS[name](raw)
 
 
+def table(results, *names):
+    return markdown(HEADER, [line for name in names for line in lines(results, name)], left=3)
+
+
 def contenders(raw):
-    """{name: tokens/s} of a row with rivals; ours are the median over all their calls, beside every rival."""
+    """{name: tokens/s} of a row with rivals: medians, for ours over the calls beside all rivals."""
     calls = {}
     for pair in raw["pairs"].values():
         for name, timed in pair.items():
@@ -157,7 +163,7 @@ def contenders(raw):
 
 
 def everybody(results):
-    """All contenders of the rows with rivals, those that store other numbers too."""
+    """A line for each row with rivals: all contenders, including those that store numbers otherwise."""
     found = [f"* {VERSUS[name][0]}: " + ", ".join(f"{who} {rate:.1f}" for who, rate in contenders(raw).items())
              for name, raw in results["rows"].items() if name in VERSUS]
     return ["", "Tokens/s of all, ours with and without scores:", "", *found] if found else []
@@ -175,12 +181,11 @@ def lengths(results):
 
 
 def write(results, path):
-    """The JSON, and the table beside it."""
+    """Write the JSON, and the table beside it."""
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    table = ["| " + " | ".join(HEADER) + " |", "| " + " | ".join(["---"] * len(HEADER)) + " |"]
-    table += [line for name in (*VERSUS, *OTHERS) for line in lines(results, name)]
-    text = [HEADING.format(**results["facts"]), "", *table, *everybody(results), *lengths(results)]
+    text = [HEADING.format(**results["facts"]), "", table(results, *VERSUS, *OTHERS), *everybody(results),
+            *lengths(results)]
     path.with_suffix(".md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
@@ -193,16 +198,14 @@ def plots(results, path):
 
 
 def bars(rates, path):
-    """One panel a row, ours in another colour."""
-    from matplotlib.figure import Figure
-
+    """A panel for each row; ours have another colour."""
     if not rates:
         return
-    figure = Figure(figsize=(9, 1 + 1.7 * len(rates)), layout="constrained")
+    figure = pictures.new_figure(9, 1 + 1.7 * len(rates))
     for axes, (name, found) in zip(figure.subplots(len(rates), squeeze=False)[:, 0], rates.items(), strict=True):
         names = sorted(found, key=found.get)
         ours = [who.endswith(("scores", "dropped")) for who in names]
         labels = [f"ours, {who}" if own else who for who, own in zip(names, ours, strict=True)]
         axes.barh(labels, [found[who] for who in names], color=["tab:orange" if own else "tab:blue" for own in ours])
         axes.set_title(f"{VERSUS[name][0]}, tokens/s", loc="left", fontsize=10)
-    figure.savefig(path, dpi=120)
+    pictures.save(figure, path)

@@ -1,4 +1,4 @@
-"""ctranslate2 as a rival, step by step through the callback of its own decode loop."""
+"""ctranslate2 as a rival: its own decode loop, stopped after each step by its callback."""
 
 import tempfile
 import threading
@@ -8,11 +8,11 @@ from rivals import THREADS, Rival, Transformers
 
 
 class CTranslate2(Rival):
-    """generate_batch keeps its state only while it runs, so it runs in a thread of its own, and a step lets it go on.
+    """generate_batch in a thread of its own, which step() lets go on by one token: its state ends when it returns.
 
-    Its callback gets each row's token as soon as the row is sampled; after the last row's it blocks until the next
-    step(). So a step is one whole turn of its own decode loop: forward, logits, argmax. The decode loop ends itself
-    only at a token past the vocabulary, that is never.
+    The callback gets each row's token as soon as it is sampled, and blocks after the last row's until the next step().
+    So a step is one whole turn of ctranslate2's decode loop: forward, logits, argmax. The loop would end by itself at
+    a token past the vocabulary, which never comes.
     """
 
     package = "ctranslate2"
@@ -53,7 +53,7 @@ class CTranslate2(Rival):
         self.done.release()
 
     def sampled(self, result):
-        """The callback: keep the token; after the last row's, wait for step(), stop(), or the end of the program."""
+        """The callback: keeps the token; after the last row's it waits for step(), stop() or the end of the program."""
         self.fresh[result.batch_id] = result.token_id
         if not self.stopped and len(self.fresh) == len(self.rows):
             self.done.release()
@@ -84,7 +84,7 @@ class CTranslate2(Rival):
         self.turn()
 
     def logits(self):
-        """Computed anew, and only after the generation has ended: the one worker does one thing at a time."""
+        """Ends the generation first, as the only worker is busy with it, then computes the logits anew."""
         self.stop()
         rows = np.array([row[:-1] for row in self.rows], dtype=np.int32)
         lengths = np.full(len(rows), rows.shape[1], dtype=np.int32)

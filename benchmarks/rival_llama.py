@@ -9,14 +9,14 @@ from rivals import THREADS, Rival, layers_of
 
 
 class LlamaCpp(Rival):
-    """Weights f32, f16 or q8_0, keys and values likewise.
+    """llama.cpp with weights, and keys and values, in f32, f16 or q8_0.
 
-    Flash attention, which is on as llama.cpp comes, computes in float16: over float32 keys and values it first copies
-    the whole cache to float16, every step, which is slower and is not float32. So `flash` is off for f32 unless told
-    otherwise, and on for the others (values in q8_0 need it).
+    Flash attention is llama.cpp's default and computes in float16. Over float32 keys and values it copies the whole
+    cache to float16 in every step, which is slower and not float32. So the default of `flash` is off for f32, and on
+    for the others (values in q8_0 need it).
 
-    Without `unified`, each sequence has a stream of its own and attends to its own cells only; with it, all share one
-    buffer and each row scores, and masks, everybody's cells.
+    Without `unified`, each sequence attends to a buffer of its own. With it, all share one buffer, and each row scores
+    the cells of all sequences and masks those of the others.
     """
 
     package = "llama-cpp-python gguf"
@@ -28,7 +28,7 @@ class LlamaCpp(Rival):
         flash = kv != "f32" if flash is None else flash
         self.name = f"llama.cpp {weight_type}, kv {kv}" + ", flash attention" * (flash and kv == "f32")
         computed = "f16" if flash else kv
-        # Its gelu is a table of float16 even where all storage is float32.
+        # llama.cpp's gelu is a float16 table even where everything is stored in float32.
         self.tolerance = max({"f32": 5e-3, "f16": 0.02, "q8_0": 0.1}[kind] for kind in (weight_type, kv, computed))
         self.c, self.vocabulary, self.room = llama_cpp, weights["wte.weight"].shape[0], room
         self.quiet = llama_cpp.llama_log_callback(lambda *_: None)
@@ -58,7 +58,7 @@ class LlamaCpp(Rival):
         return p
 
     def feed(self, tokens, positions, sequences, wanted):  # -> [sum(wanted), vocabulary]
-        """Decode these tokens, one entry each, and return the logits of those that are wanted."""
+        """Decode these tokens, one entry each, and return the logits of the wanted ones."""
         self.batch.n_tokens = len(tokens)
         for i, entry in enumerate(zip(tokens, positions, sequences, wanted, strict=True)):
             self.batch.token[i], self.batch.pos[i], self.batch.seq_id[i][0], self.batch.logits[i] = entry

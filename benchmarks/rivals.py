@@ -1,7 +1,7 @@
-"""One random GPT-2 in other programs, behind one small interface; transformers is here, the reference of `check` too.
+"""One random GPT-2 in other programs, behind one small interface. transformers is here: `check` compares with it.
 
 Weights are a flat dict of float32 arrays under Hugging Face's names (matrices [in, out], the head tied to wte). All
-prompts of a batch have one length and differ in content; every sequence holds keys and values of its own.
+prompts of a batch have the same length and different tokens; every sequence holds its own keys and values.
 """
 
 import contextlib
@@ -13,23 +13,26 @@ THREADS = 2
 
 
 class Rival:
-    """A loaded model with up to `rows` sequences of up to `room` tokens. A constructor raises ImportError if absent."""
+    """A loaded model with up to `rows` sequences of up to `room` tokens.
+
+    A constructor raises ImportError where the program is not installed.
+    """
 
     name = ""
-    package = ""  # for pip
-    tolerance = 1e-3  # of `check`, in standard deviations of the logits
-    last = ()  # per row, the greedy token that the next step feeds
+    package = ""  # what to install with pip
+    tolerance = 1e-3  # the error that `check` allows, in standard deviations of the logits
+    last = ()  # each row's greedy token, which the next step feeds
 
     def start(self, prompts):
-        """Forget all sequences and prefill these; `last` is then each prompt's first greedy token."""
+        """Forget all sequences and feed these prompts; `last` is then the first greedy token after each."""
         raise NotImplementedError
 
     def step(self):
-        """Feed `last` to every row, compute every row's logits, and take the largest of each as the new `last`."""
+        """Feed `last`, one token a row, compute every row's logits, and put the likeliest tokens into `last`."""
         raise NotImplementedError
 
     def logits(self):  # -> [rows, vocabulary]
-        """The logits that chose `last`; for `check`, not timed."""
+        """The logits that `last` was chosen from. Only `check` needs them: they are not timed."""
         raise NotImplementedError
 
     def close(self):
@@ -42,7 +45,7 @@ def layers_of(weights):
 
 
 class Transformers(Rival):
-    """GPT2LMHeadModel, sdpa, DynamicCache. Prompts are prefilled one at a time and the caches concatenated."""
+    """GPT2LMHeadModel with sdpa and DynamicCache. Prompts are fed one at a time, then their caches are concatenated."""
 
     name, package = "transformers f32", "transformers"
 
@@ -86,7 +89,7 @@ class Transformers(Rival):
         self.take(self.torch.cat(outs))
 
     def joined(self, caches):
-        """One cache of all the rows; each layer's parts are freed as soon as they are copied."""
+        """One cache of all rows; the parts of a layer are freed as soon as they are copied."""
         whole = self.cache_type(config=self.model.config)
         for i in range(len(caches[0].layers)):
             parts = [cache.layers[i] for cache in caches]
@@ -107,7 +110,7 @@ class Transformers(Rival):
 
 
 def random_weights(layers, width, vocabulary, positions, scale=None, seed=0):
-    """Normal weights; every matrix has the deviation `scale`, or 1 / sqrt(inputs), where attention weighs much more."""
+    """Normal weights with deviation `scale`, or else 1 / sqrt(inputs), at which attention matters much more."""
     rng = np.random.default_rng(seed)
 
     def normal(*shape):
@@ -127,11 +130,11 @@ def random_weights(layers, width, vocabulary, positions, scale=None, seed=0):
 
 
 def check(rival, reference, prompts, steps=8):
-    """Decode greedily and compare with transformers; returns (shortfall, error), raises ValueError beyond tolerance.
+    """Decode greedily and compare with transformers. Returns (shortfall, error), in standard deviations of the logits.
 
-    Both in standard deviations of the logits. The shortfall: by how much the reference's logit of a chosen token at
-    most lies below the reference's largest; 0 is the same choice, a random token's is about 3. The error: rms, of the
-    last logits.
+    The shortfall is how far, at worst, the reference's logit of a chosen token lies below the reference's largest
+    logit: 0 is the same choice, a random token's is about 3. The error is the rms difference of the last logits.
+    Raises ValueError when either is beyond the rival's tolerance.
     """
     rows = [list(prompt) for prompt in prompts]
     rival.start(prompts)
@@ -149,7 +152,7 @@ def check(rival, reference, prompts, steps=8):
 
 
 def opened(kind, weights, heads, rows, room, **options):
-    """A rival that has passed `check` on a small model of the same head size; None, and one line, if there is none."""
+    """A rival that passed `check` on a small model with the same head size, or None and a printed line."""
     small = random_weights(2, 128, 1000, 256)
     prompts = np.random.default_rng(1).integers(0, 1000, size=(3, 70)).tolist()
     try:

@@ -1,10 +1,10 @@
-"""A pruned model decoding beside the same model with its rule off and beside a dense one, at the end of its context.
+"""A pruned model decodes beside the same model with its rule off, and beside a dense model, at the end of a context.
 
     python benchmarks/shipped.py --text valid.txt [--model tiny] [--dense DIR] [--batch 32]
 
-Windows of the text are fed but for their last STEPS tokens, which are then decoded, one of each window a step.
-Interleaved, medians. Writes benchmarks/results/DATE-shipped.md; but not without --text, as the README is the text then,
-which is no measure of a model.
+Windows of the text are fed up to their last STEPS tokens. Those are then decoded, one of each window a step. The models
+take turns; the table has medians. With --text, writes benchmarks/results/DATE-shipped.md; without it, the README is the
+text, which does not measure a model, so nothing is written.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dcp_ref import Engine, load, native, policies
+from dcp_ref.analysis.table import markdown
 from dcp_ref.analysis.texts import read_tokens
 from dcp_ref.bench.timing import interleaved
 from dcp_ref.training.data import windows
@@ -23,7 +24,7 @@ STEPS, ROUNDS = 15, 9
 
 
 class Decoding:
-    """Windows of a text [B, T], up to their last STEPS tokens; `run` decodes those."""
+    """Windows of a text [B, T], fed up to their last STEPS tokens; `run` decodes the rest."""
 
     def __init__(self, model, ids, policy):
         self.ids, self.engine = ids, Engine(model, policy=policy)
@@ -31,7 +32,7 @@ class Decoding:
         self.engine.feed(self.parents, ids[:, :-STEPS].tolist())
 
     def run(self):
-        """In forks, so that the next run can start from the same place."""
+        """Decode in forks, so that the next run starts from the same place."""
         children = [self.engine.fork(parent) for parent in self.parents]
         for tokens in self.ids[:, -STEPS:].T:
             self.engine.feed(children, tokens[:, None].tolist())
@@ -59,10 +60,10 @@ if args.dense:
     contenders[f"{Path(args.dense).name}, dense"] = Decoding(load(args.dense), ids, policies.dense)
 timings = interleaved({name: d.run for name, d in contenders.items()}, ROUNDS, pause=0.05, title="decoding")
 lines = [f"{Path(text).name}, batch {args.batch}, positions {T - STEPS} to {T - 1}, float32, {native.threads()} "
-         f"threads of {platform.machine()} ({native.simd_level()}), medians of {ROUNDS}, {datetime.date.today()}", "",
-         "| model | tokens/s | cache, MB |", "| --- | --- | --- |"]
-for name, d in contenders.items():
-    lines.append(f"| {name} | {args.batch * STEPS / timings[name].median:.0f} | {d.bytes / 1e6:.1f} |")
+         f"threads of {platform.machine()} ({native.simd_level()}), medians of {ROUNDS}, {datetime.date.today()}", ""]
+lines.append(markdown(("model", "tokens/s", "cache, MB"),
+                      [(name, f"{args.batch * STEPS / timings[name].median:.0f}", f"{d.bytes / 1e6:.1f}")
+                       for name, d in contenders.items()]))
 print("\n".join(lines))
 if args.text:
     out = Path(__file__).parent / "results" / f"{datetime.date.today()}-shipped.md"

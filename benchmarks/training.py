@@ -1,9 +1,9 @@
-"""One training step, loss and all gradients, beside transformers' GPT2LMHeadModel: ours prunes, theirs does not.
+"""One training step, loss and all gradients, beside transformers' GPT2LMHeadModel. Ours prunes, theirs does not.
 
     python benchmarks/training.py [--rounds N]
 
-Each has a process of its own, 2 threads, and steps when the other has stepped; medians. Memory is what three steps take
-at their peak beyond what stood there before them. Writes benchmarks/results/DATE-training.md and .json.
+Each runs in a process of its own with 2 threads; they take turns, and the table has medians. Memory is the peak of
+three steps minus what the process held before them. Writes benchmarks/results/DATE-training.md and .json.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dcp_ref import Config, native
+from dcp_ref.analysis.table import markdown
 from dcp_ref.bench.timing import seconds
 from dcp_ref.checkpoints import weights
 from dcp_ref.training.parallel import Pool, keep_memory
@@ -40,14 +41,14 @@ def ours(shape, alpha):
     sizes, batch = SHAPES[shape]
     config = Config(**sizes, eos_token_id=0)
     params = weights.init_params(config, 0)
-    state = State(0, config, params, m=params, v={})  # of m a step wants the names: what is trained
+    state = State(0, config, params, m=params, v={})  # a step reads only the names in m
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (batch, config.n_positions + 1))
     pool = Pool(THREADS)
     return lambda: batch_gradients(state, tokens[:, :-1], tokens[:, 1:], alpha, 0.1, size=1, pool=pool)
 
 
 def transformers(shape, alpha):
-    """A step of theirs, the batch at once; without dropout."""
+    """A step of theirs, the whole batch at once, without dropout."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -69,12 +70,12 @@ CONTENDERS = {"dcp_ref": ours, "transformers": transformers}
 
 
 def status(field):
-    """MB, of this process."""
+    """A field of /proc/self/status, in MB."""
     return int(re.findall(rf"{field}:\s*(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1e3
 
 
 def serve(who, shape, alpha):
-    """Print the MB of three steps, then the seconds of one for each line that comes."""
+    """Print the MB of three steps; then, for each line on standard input, the seconds of one step."""
     step = CONTENDERS[who](shape, alpha)
     if who == "dcp_ref":
         keep_memory()  # as `dcp-ref train` does
@@ -87,7 +88,7 @@ def serve(who, shape, alpha):
 
 
 def measure(shape, alpha, rounds):
-    """Seconds of each round, and MB, of each contender."""
+    """The seconds of each round and the MB, for both contenders."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS")}
     servers = {who: subprocess.Popen(
         [sys.executable, __file__, "--serve", who, shape, str(alpha)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -107,18 +108,18 @@ def measure(shape, alpha, rounds):
 
 
 def table(cases):
-    lines = ["| step | alpha | dcp_ref, s | transformers, s | ratio | dcp_ref, MB | transformers, MB |",
-             "| --- | --- | --- | --- | --- | --- | --- |"]
+    rows = []
     for case in cases:
         (a, b), memory = ((float(np.median(case["calls"][who])) for who in CONTENDERS), case["memory"])
-        lines.append(f"| {case['shape']} | {case['alpha']:g} | {a:.3f} | {b:.3f} | {a / b:.2f} | "
-                     f"{memory['dcp_ref']:.0f} | {memory['transformers']:.0f} |")
-    return lines
+        rows.append((case["shape"], f"{case['alpha']:g}", f"{a:.3f}", f"{b:.3f}", f"{a / b:.2f}",
+                     f"{memory['dcp_ref']:.0f}", f"{memory['transformers']:.0f}"))
+    header = ("step", "alpha", "dcp_ref, s", "transformers, s", "ratio", "dcp_ref, MB", "transformers, MB")
+    return markdown(header, rows)
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--rounds", type=int, default=9)
+    p.add_argument("--rounds", type=int, default=9, help="timed rounds (default: 9)")
     p.add_argument("--serve", nargs=3, help=argparse.SUPPRESS)  # who, shape, alpha
     args = p.parse_args()
     if args.serve:
@@ -131,7 +132,7 @@ def main():
     heading = (f"One training step, float32, {THREADS} threads of {platform.machine()} ({native.simd_level()}), "
                f"medians of {args.rounds}, {date}; {versions}. Ours prunes, int_n_embd {SMALL['int_n_embd']} and "
                f"{GPT2['int_n_embd']}; theirs does not. MB: what a step takes beyond the model.")
-    lines = [heading, "", *table(cases)]
+    lines = [heading, "", table(cases)]
     print("\n".join(lines))
     for suffix, text in ((".md", "\n".join(lines)), (".json", json.dumps({"date": date, "cases": cases}))):
         (RESULTS / f"{date}-training{suffix}").write_text(text + "\n", encoding="utf-8")

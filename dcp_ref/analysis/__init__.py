@@ -1,5 +1,6 @@
-"""Measuring models: what they predict, and how much context they keep for it.
+"""Measuring a model: what it predicts, and how much context it keeps for that.
 
-perplexity.evaluate measures a text, sweep.measure many rules on it, zero_shot.answer a task's questions; lm_eval is the
-engine as a model of lm-evaluation-harness.
+Read likelihood.py (nats through the cache), perplexity.py (a text), then sweep.py, which compares rules, with
+calibration.py (how large each rule must be to keep a given share) and sweep_plot.py. tasks.py and zero_shot.py are the
+zero-shot tasks; lm_eval.py is a model for lm-evaluation-harness. texts.py reads what is measured on; table.py prints.
 """

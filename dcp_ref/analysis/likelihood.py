@@ -1,4 +1,4 @@
-"""How likely a model finds texts, through the cache: nats of tokens, and of continuations of a context."""
+"""How likely texts are to a model, through the cache: nats of tokens, and of continuations of a context."""
 
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -11,11 +11,11 @@ from dcp_ref.checkpoints.tokenizer import Tokenizer
 from dcp_ref.layers import log_softmax
 from dcp_ref.runtime.engine import Engine
 
-Pair = tuple[list[int], list[int]]  # token ids: a context, and what comes after it
+Pair = tuple[list[int], list[int]]  # token ids: a context and its continuation
 
 
 class Scored(NamedTuple):
-    """Of a continuation: -log of its probability, and whether greedy decoding would have written it."""
+    """A continuation's -log probability, and whether greedy decoding would have written it."""
 
     nats: float
     greedy: bool
@@ -27,11 +27,11 @@ def nats(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:  # [N, V], [N] 
 
 
 def pair_ids(tokenizer: Tokenizer, context: str, continuation: str, end: int | None = None) -> Pair:
-    """The ids of both, cut where the ids of the context alone end, as lm-evaluation-harness does.
+    """The ids of context and continuation together, cut where the ids of the context alone end.
 
-    White space at the end of the context goes to the continuation, where byte-level BPE has it. In place of an empty
-    context stands what the tokenizer puts before a text, or else the end of the text before: `end`, or the tokenizer's.
-    Raises ValueError when the continuation is empty, or nothing can stand for an empty context.
+    This is what lm-evaluation-harness does. White space at the end of the context goes to the continuation, where
+    byte-level BPE has it. An empty context becomes the tokenizer's prefix, or else an end of text: `end`, or the
+    tokenizer's own. Raises ValueError when the continuation is empty, or nothing can stand for an empty context.
     """
     stripped = context.rstrip()
     if not continuation:
@@ -48,7 +48,7 @@ def pair_ids(tokenizer: Tokenizer, context: str, continuation: str, end: int | N
 
 
 def fit(pair: Pair, n_positions: int) -> Pair:
-    """The pair with its context cut from the left, so that all that is fed, all but the last token, has a position.
+    """The pair with its context cut from the left until all tokens but the last, which is not fed, have a position.
 
     Raises ValueError when the continuation leaves no position for a context.
     """
@@ -61,9 +61,9 @@ def fit(pair: Pair, n_positions: int) -> Pair:
 
 
 def score(engine: Engine, pairs: Iterable[Pair]) -> list[Scored]:
-    """What the engine finds of each continuation; neighbours with the same context share it, by a fork each.
+    """The score of each continuation. Neighbouring pairs with the same context feed it once and fork it.
 
-    Each pair must fit. Raises ValueError as Engine.feed does. However it ends, the engine holds no token of a pair.
+    Each pair must `fit`. The engine's sequences are released, whatever happens. Raises ValueError as Engine.feed does.
     """
     results: list[Scored] = []
     for context, group in groupby(pairs, lambda pair: pair[0]):
@@ -76,7 +76,7 @@ def score(engine: Engine, pairs: Iterable[Pair]) -> list[Scored]:
 
 
 def _scored(engine: Engine, parent: int, first: np.ndarray, continuation: list[int]) -> Scored:
-    """A continuation of the parent, whose last logits are `first`."""
+    """The score of a continuation of the sequence `parent`, whose last logits are `first`."""
     rows = first[None]
     if len(continuation) > 1:
         with ExitStack() as held:

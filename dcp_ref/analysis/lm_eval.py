@@ -1,11 +1,11 @@
-"""Our engine as a model of lm-evaluation-harness (the extra `lm-eval`).
+"""The engine as a model for lm-evaluation-harness (the extra `lm-eval`).
 
     lm_eval.simple_evaluate(model=DcpRef("tiny", policy="sinks:4,60"), tasks=["lambada_openai"])
     python -m dcp_ref.analysis.lm_eval --model dcp_ref --model_args pretrained=tiny policy=window:64 --tasks piqa
     python -m dcp_ref.analysis.lm_eval --model dcp_ref --model_args '{"pretrained": "tiny", "policy": "sinks:4,60"}' ...
 
-The second is the harness's own command line, told of the model `dcp_ref`. It takes a comma for the end of an argument:
-the third is how to give one.
+The second form is the harness's own command line with the model `dcp_ref` added. There a comma ends an argument: the
+third form is for values that contain one.
 """
 
 import logging
@@ -20,29 +20,29 @@ from tqdm import tqdm
 
 from dcp_ref import policies
 from dcp_ref.analysis.likelihood import fit, pair_ids, score
-from dcp_ref.checkpoints import weights as checkpoints
+from dcp_ref.checkpoints.weights import Model, load
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.generation import complete, make_rows
 from dcp_ref.runtime.sampling import Sampling
 
-TOLD = {"until", "max_gen_toks", "max_length", "do_sample", "temperature", "top_p", "top_k"}  # what a request may say
-NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0}  # these too, if they ask for nothing
+TOLD = {"until", "max_gen_toks", "max_length", "do_sample", "temperature", "top_p", "top_k"}  # what a request may set
+NEUTRAL = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1.0}  # may be set to this alone
 log = logging.getLogger(__name__)
 
 
 @register_model("dcp_ref")
 class DcpRef(LM):
-    """A model directory, or the name of a shipped model, decoded as Engine's arguments say; a policy is its text.
+    """A model directory, or a shipped model's name, with Engine's arguments; `policy` is a text for policies.parse.
 
-    Raises ValueError for a model without a tokenizer, or without an end of text, and as Engine does.
+    Raises ValueError for a model without a tokenizer or without an end of text, and as Engine does.
     """
 
     def __init__(self, pretrained: str = "tiny", policy: str | None = None, threshold: float = 0.0,
                  backend: str | None = None, weights: str = "float32", kv: str = "float32",
                  threads: int | None = None, batch_size: Any = None, max_batch_size: Any = None,
-                 device: Any = None) -> None:  # the harness gives the last three: they do not concern us
+                 device: Any = None) -> None:  # the harness gives the last three; they are not used
         super().__init__()
-        self.model = checkpoints.load(pretrained)
+        self.model = load(pretrained)
         tokenizer, end = self.model.tokenizer, _end(self.model)
         if tokenizer is None or end is None:
             raise ValueError(f"{pretrained} has no tokenizer with an end of text, which the harness needs")
@@ -75,9 +75,9 @@ class DcpRef(LM):
         return results
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """The continuation of each request's context, up to a text of `until`; greedy unless it says otherwise.
+        """The continuation of each request's context, up to a text in `until`; greedy unless the request samples.
 
-        What a request says is understood as the harness's own models do. Request n draws from seed n.
+        Requests are understood as by the harness's own models. Request n draws from seed n.
         """
         results, prompts = [], [self._prompt(*request.args) for request in requests]
         _warn_of_cuts(sum(cut for *_, cut in prompts), len(prompts))
@@ -87,14 +87,14 @@ class DcpRef(LM):
         return results
 
     def _prompt(self, context: str, told: dict[str, Any]) -> tuple[list[int], Any, bool]:
-        """The ids to continue, what the request says, and whether the context was cut to leave it room.
+        """The ids to continue, the request's settings, and whether the context was cut to leave room for the new text.
 
         Raises ValueError for a request that cannot be obeyed.
         """
         n_positions, normal = self.model.config.n_positions, normalize_gen_kwargs(told)
         unknown = {name for name in normal.keys() - TOLD if NEUTRAL.get(name) != normal[name]}
         if unknown:
-            raise ValueError(f"generation_kwargs {sorted(unknown)} are unknown: {sorted(TOLD)} are not")
+            raise ValueError(f"generation_kwargs {sorted(unknown)} are unknown; known are {sorted(TOLD)}")
         n = normal["max_gen_toks"]
         if n >= n_positions:
             raise ValueError(f"max_gen_toks is {n}, but the model has {n_positions} positions, which leaves none for "
@@ -111,16 +111,16 @@ class DcpRef(LM):
     def _continued(self, prompt: list[int], told: Any, seed: int) -> str:
         sampling = Sampling(0.0)
         if told["do_sample"]:
-            top_k = told.get("top_k") or -1  # 0 is transformers' word for all, and -1 vLLM's
+            top_k = told.get("top_k") or -1  # "all tokens" is 0 in transformers, -1 in vLLM
             sampling = Sampling(told.get("temperature", 1.0), None if top_k == -1 else top_k, told.get("top_p", 1.0))
-        until = [text for text in told["until"] if text]  # the harness takes "" for none
+        until = [text for text in told["until"] if text]  # the harness means none by ""
         [row] = make_rows(self.model, [prompt], told["max_gen_toks"], seed, until)
         complete(self.engine, [row], sampling)
         return row.text or ""
 
 
-def _end(model: checkpoints.Model) -> int | None:
-    """The id that ends a text: the first of the config's that the tokenizer has, or else the tokenizer's."""
+def _end(model: Model) -> int | None:
+    """The id that ends a text: the config's first one that the tokenizer has, or else the tokenizer's own."""
     if model.tokenizer is None:
         return None
     known = set(model.tokenizer.vocabulary.values())

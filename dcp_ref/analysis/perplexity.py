@@ -11,12 +11,12 @@ from dcp_ref.analysis.likelihood import nats
 from dcp_ref.config import Config
 from dcp_ref.runtime.engine import Engine
 
-BATCH_BYTES = 2**30  # keys and values of the windows that go side by side, if nothing is dropped
-FIRST_BUCKET = 16  # positions of the first bucket; each later one ends at twice the position
+BATCH_BYTES = 2**30  # most bytes of keys and values that the windows of a batch need if nothing is dropped
+FIRST_BUCKET = 16  # positions of the first bucket; the next ones end at 32, 64, ...
 
 
 class Span(NamedTuple):
-    """A window over the rows start .. end - 1, of which those from `scored` on count."""
+    """A window over the rows start .. end - 1; those from `scored` on are scored."""
 
     start: int
     scored: int
@@ -24,10 +24,10 @@ class Span(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Sums over the rows that were scored, by their position p in the window: so many earlier tokens has a row.
+    """Sums over scored rows, indexed by position p in the window (a row at p has p earlier tokens).
 
-    position [T]; tokens [T] counts the rows, nats [T] adds up their losses, live [L, T] the earlier tokens that were
-    still there: before the row's own token is inserted, after those that it drops have gone.
+    position [T] is p; tokens [T] counts the rows; nats [T] sums their losses; live [L, T] sums the earlier tokens that
+    a layer still holds when the row attends to them: after the row's drops.
     """
 
     position: np.ndarray
@@ -36,7 +36,7 @@ class Evaluation(NamedTuple):
     live: np.ndarray
 
     def part(self, first: int, end: int) -> "Evaluation":
-        """The positions first .. end - 1 alone."""
+        """The sums of the positions first .. end - 1."""
         return Evaluation(*(x[..., first:end] for x in self))
 
     @property
@@ -45,29 +45,29 @@ class Evaluation(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """e to the nats a token; e^700 stands for all that is more."""
+        """exp(nats per token), at most e^700."""
         return math.exp(min(self.nats_per_token, 700.0))
 
     @property
     def layers_kept(self) -> list[float]:
-        """For each layer, the mean of its mask in force over pairs j < i of scored rows i; 1 where there is no pair."""
+        """For each layer, the mean of the mask in force over pairs j < i with a scored row i; 1 if there is no pair."""
         pairs = int(self.position @ self.tokens)
         return [int(live) / pairs if pairs else 1.0 for live in self.live.sum(-1)]
 
     @property
     def share_kept(self) -> float:
-        """The mean of those of the layers."""
+        """The mean of layers_kept."""
         return math.fsum(self.layers_kept) / len(self.live)
 
     def bits_per_byte(self, n_bytes: int) -> float | None:
-        """When the scored tokens stand for so many bytes of text; None when for none."""
+        """The loss in bits, divided by the bytes of text that the scored tokens stand for; None for 0 bytes."""
         return float(self.nats.sum()) / math.log(2) / n_bytes if n_bytes else None
 
 
 def spans(rows: int, context: int, stride: int) -> list[Span]:
-    """Windows at 0, stride, 2 * stride, ... over all rows; each scores the rows that no earlier one did.
+    """Windows at 0, stride, 2 * stride, ... over all rows; each scores the rows that no earlier window scored.
 
-    So a row of a later window has at least context - stride earlier tokens of the text in its window.
+    So a row that is scored in a later window has at least context - stride earlier tokens there.
     """
     result = [Span(0, 0, min(context, rows))]
     while result[-1].end < rows:
@@ -77,10 +77,10 @@ def spans(rows: int, context: int, stride: int) -> list[Span]:
 
 
 def check_windows(config: Config, tokens: np.ndarray, context: int | None, stride: int | None) -> tuple[int, int]:
-    """The context and the stride, with their defaults: n_positions, and the context.
+    """The context (default: n_positions) and the stride (default: the context).
 
-    Raises ValueError naming what is wrong: context must be in 2 .. n_positions, stride in 1 .. context, and there must
-    be three tokens, so that one that is scored has another to attend to.
+    Raises ValueError unless 2 <= context <= n_positions, 1 <= stride <= context, and there are three tokens: with
+    fewer, no scored row has an earlier token.
     """
     context = config.n_positions if context is None else context
     stride = context if stride is None else stride
@@ -94,7 +94,7 @@ def check_windows(config: Config, tokens: np.ndarray, context: int | None, strid
 
 
 def rows_at(n_tokens: int, context: int, stride: int) -> np.ndarray:  # -> int64 [T]
-    """How many rows are scored at each position of a window, in a text of so many tokens."""
+    """How many rows are scored at each position of a window, for a text of n_tokens."""
     count = np.zeros(min(context, n_tokens - 1), np.int64)
     for span in spans(n_tokens - 1, context, stride):
         count[span.scored - span.start : span.end - span.start] += 1
@@ -103,10 +103,10 @@ def rows_at(n_tokens: int, context: int, stride: int) -> np.ndarray:  # -> int64
 
 def evaluate(engine: Engine, tokens: np.ndarray, context: int | None = None, stride: int | None = None, *,
              batch: int | None = None, progress: str | None = None) -> Evaluation:
-    """Feed a text [N] through the cache in windows (`spans`), one token a step, `batch` windows side by side.
+    """Feed a text [N] through the cache in windows (`spans`), one token a step, `batch` windows at once.
 
-    Row i predicts token i + 1; what is measured equals the dense forward with the engine's policy over each window.
-    `progress` is the title of a bar on stderr, if that is a terminal; None shows none.
+    Row i predicts token i + 1. The result equals that of the dense forward with the engine's policy over each window.
+    `progress` is the title of a progress bar, shown if stderr is a terminal; None for no bar.
     Raises ValueError as `check_windows` and Engine.feed do.
     """
     context, stride = check_windows(engine.config, tokens, context, stride)
@@ -124,13 +124,13 @@ def evaluate(engine: Engine, tokens: np.ndarray, context: int | None = None, str
 
 
 def batch_of(config: Config, context: int) -> int:
-    """So many windows that their keys and values are no more than BATCH_BYTES, and 64 at most."""
+    """The most windows whose keys and values fit in BATCH_BYTES; at least 1 and at most 64."""
     return max(1, min(64, BATCH_BYTES // (context * config.n_layer * 2 * config.n_embd * 4)))
 
 
 def _side_by_side(engine: Engine, ids: np.ndarray, group: list[Span], total: Evaluation, bar: Any) -> None:
-    """Feed the windows of one batch, and add what they show to the total. A window that has ended is released."""
-    held: dict[int, int] = {}  # the sequences, by their window's number
+    """Feed the windows of one batch, and add their measurements to `total`. A window is released at its end."""
+    held: dict[int, int] = {}  # the sequence of each window that has not ended
     try:
         for n in range(len(group)):
             held[n] = engine.new_sequence()
@@ -155,7 +155,7 @@ def _side_by_side(engine: Engine, ids: np.ndarray, group: list[Span], total: Eva
 
 
 def buckets(evaluation: Evaluation) -> Iterator[tuple[int, int, Evaluation]]:
-    """Of positions 0 .. 15, 16 .. 31, 32 .. 63, ... where something was scored: (first, last, their part)."""
+    """(first, last, sums) of the positions 0 .. 15, 16 .. 31, 32 .. 63, ..., where a row was scored."""
     first, end, T = 0, FIRST_BUCKET, len(evaluation.tokens)
     while first < T:
         part = evaluation.part(first, min(end, T))
@@ -165,7 +165,7 @@ def buckets(evaluation: Evaluation) -> Iterator[tuple[int, int, Evaluation]]:
 
 
 def report(evaluation: Evaluation, n_bytes: int) -> dict[str, Any]:
-    """All that was measured, as JSON can hold it."""
+    """All measurements, in types that JSON can hold."""
     positions = [{"first": first, "last": last, "tokens": int(part.tokens.sum()), "perplexity": part.perplexity,
                   "share_kept": part.share_kept} for first, last, part in buckets(evaluation)]
     return {"tokens": int(evaluation.tokens.sum()), "bytes": n_bytes, "perplexity": evaluation.perplexity,

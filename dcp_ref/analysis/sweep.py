@@ -14,25 +14,25 @@ from dcp_ref.checkpoints.weights import Model
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.training import data
 
-SHARES = (0.5, 0.2, 0.1, 0.05)  # of the fixed rules
+SHARES = (0.5, 0.2, 0.1, 0.05)  # kept by the fixed rules
 LEARNED_SHARES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
-CALIBRATION_WINDOWS = 2  # in which thresholds are looked for
-SPLIT_WINDOWS = 8  # in which each rule tries how much of it is to be a window
+CALIBRATION_WINDOWS = 2  # windows of the text on which thresholds are looked for
+SPLIT_WINDOWS = 8  # windows of the text on which a fixed rule's splits are tried
 LEARNED, BY_MODEL = "learned", "learned, by model"
 
 
 class Run(NamedTuple):
-    """One evaluation to make: a line of the plot, and what is on it."""
+    """One evaluation to make."""
 
-    rule: str
-    name: str  # of the model
+    rule: str  # the line of the plot
+    name: str  # the model's
     model: Model
     policy: policies.Policy
     threshold: float = 0.0
 
 
 class Point(NamedTuple):
-    """What it found."""
+    """The result of a Run."""
 
     rule: str
     model: str
@@ -45,8 +45,11 @@ class Point(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """What to compare, models with their names: `learned` gets a curve over thresholds, each of `others` a point at
-    threshold 0, `base` the fixed rules and none. `thresholds`: None looks for those that keep LEARNED_SHARES."""
+    """What to compare: models with their names.
+
+    `learned` gets a curve over `thresholds` (None: those that keep LEARNED_SHARES), each of `others` a point at
+    threshold 0. `base` gets the dense line and the fixed rules.
+    """
 
     learned: tuple[str, Model] | None
     others: Sequence[tuple[str, Model]]
@@ -59,8 +62,8 @@ class Sweep(NamedTuple):
         return [*([self.learned] if self.learned else []), *self.others]
 
     def check(self, context: int) -> None:
-        """Raises ValueError for a threshold that is not finite, and for a model that has no learned rule, or fewer
-        positions than the context."""
+        """Raises ValueError for a threshold that is not finite, and for a pruned model that has no learned rule or
+        fewer positions than the context."""
         for threshold in self.thresholds or ():
             if not math.isfinite(threshold):
                 raise ValueError(f"thresholds must be finite, not {threshold}: the dense line is what -inf would give")
@@ -75,7 +78,7 @@ class Sweep(NamedTuple):
 
 def runs(sweep: Sweep, tokens: np.ndarray, context: int, stride: int, progress: bool = False,
          **options: Any) -> list[Run]:
-    """All evaluations of a sweep over these tokens, dense first; each fixed rule split as is best for it."""
+    """All evaluations of a sweep, dense first. A fixed rule is split in the way that gives the lowest perplexity."""
     sweep.check(context)
     result = [Run("dense", *sweep.base, policies.dense)]
     if sweep.learned is not None:
@@ -92,7 +95,7 @@ def runs(sweep: Sweep, tokens: np.ndarray, context: int, stride: int, progress: 
     for rule in calibration.RULES:
         ways = [calibration.sized(rule, share, rows) for share in SHARES]
         best = [min(made, key=tried) if len(made) > 1 else made[0] for made in ways]
-        result += [Run(rule, *sweep.base, policy) for policy in dict.fromkeys(best)]  # shares may have the same
+        result += [Run(rule, *sweep.base, policy) for policy in dict.fromkeys(best)]  # two shares may share one
     return result
 
 
@@ -104,7 +107,7 @@ def _thresholds(model: Model, tokens: np.ndarray, context: int) -> list[float]:
 
 def measure(sweep: Sweep, tokens: np.ndarray, n_bytes: int, context: int | None = None, stride: int | None = None, *,
             progress: bool = False, **options: Any) -> list[Point]:
-    """Evaluate every run of the sweep over tokens [N], which stand for so many bytes; `options` are Engine's.
+    """Evaluate every run of the sweep over tokens [N], which stand for n_bytes of text; `options` are Engine's.
 
     Raises ValueError as `check_windows`, `Sweep.check` and Engine do.
     """
@@ -120,7 +123,7 @@ def measure(sweep: Sweep, tokens: np.ndarray, n_bytes: int, context: int | None 
 
 
 def report(points: Sequence[Point]) -> str:
-    """A table in Markdown, a line a point, each rule by falling share."""
+    """A table in Markdown with a line for each point; the points of a rule are sorted by share kept."""
     order = list(dict.fromkeys(point.rule for point in points))
     rows = [(p.rule, p.model, f"{p.threshold:.4g}" if p.policy == "learned" else p.policy, percent(p.share_kept),
              f"{p.perplexity:.2f}", "" if p.bits_per_byte is None else f"{p.bits_per_byte:.4f}")

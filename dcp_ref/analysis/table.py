@@ -5,7 +5,7 @@ from typing import Any
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]], left: int = 1) -> str:
-    """So many columns to the left, the others to the right."""
+    """The first `left` columns are aligned to the left, the others to the right."""
     cells = [[str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
     rule = ["-" * width if n < left else "-" * (width - 1) + ":" for n, width in enumerate(widths)]
@@ -15,5 +15,5 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]], left: int = 1
 
 
 def percent(share: float) -> str:
-    """Three digits, or what one in ten thousand needs."""
+    """One digit after the point, and two below 10%."""
     return f"{share:.1%}" if share >= 0.1 else f"{share:.2%}"

@@ -1,13 +1,13 @@
-"""Zero-shot tasks: files of items, as questions that a model answers by likelihood.
+"""Zero-shot tasks: their items, read from files, as questions that a model answers by likelihood.
 
     lambada     {"text"}                                                    the last word is the answer
     hellaswag   {"activity_label", "ctx_a", "ctx_b", "endings", "label"}    which ending follows
     piqa        {"goal", "sol1", "sol2", "label"}                           which solution follows
-    winogrande  {"sentence", "option1", "option2", "answer"}                which option makes likelier what follows
+    winogrande  {"sentence", "option1", "option2", "answer"}                which option makes the rest likelier
 
-A line is one item, as JSON; label counts from 0, answer is 1 or 2, each a number or its text. The model is asked what
-lm-evaluation-harness asks, so that accuracies compare. A hellaswag item may have "ctx" for its three contexts: then
-nothing says what the activity is.
+Each line is one item as a JSON object. "label" counts from 0, "answer" is 1 or 2; both are numbers, or texts of them.
+Questions are those of lm-evaluation-harness, so that accuracies can be compared. A hellaswag item may have "ctx" in
+place of "activity_label", "ctx_a" and "ctx_b".
 """
 
 import json
@@ -22,9 +22,9 @@ BLANK = "_"
 
 
 class Question(NamedTuple):
-    """(context, continuation) of each answer, which of them is right, and the lengths in characters of the answers.
+    """The (context, continuation) of each answer, the index of the right one, and the answers' lengths in characters.
 
-    A question of one answer asks whether greedy decoding writes it. `line` is that of its file, from 1.
+    A question with a single answer asks whether greedy decoding writes it. `line` is its line in the file, from 1.
     """
 
     pairs: list[tuple[str, str]]
@@ -38,7 +38,7 @@ class Task(NamedTuple):
 
     question: Callable[[dict[str, Any]], Question]
     chance: float
-    normalized: bool = False  # whether the nats a character are looked at too
+    normalized: bool = False  # whether accuracy is also measured by nats a character
 
 
 def lambada(item: dict[str, Any]) -> Question:
@@ -61,7 +61,7 @@ def hellaswag(item: dict[str, Any]) -> Question:
 
 
 def _unmarked(text: str) -> str:
-    """Without the marks of WikiHow, such as [title] and [step], as lm-evaluation-harness leaves them out."""
+    """The text without WikiHow's marks, such as [title] and [step], which lm-evaluation-harness leaves out too."""
     return re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". ")).replace("  ", " ")
 
 
@@ -89,14 +89,14 @@ TASKS = {
 
 
 def read_questions(task: str, path: str, limit: int | None = None) -> list[Question]:
-    """The questions of a file, or of standard input, -: the first `limit` of them; blank lines are none.
+    """The first `limit` questions of a file, or of standard input, -. Blank lines are skipped.
 
     Raises ValueError naming the file, and the line that is not an item of this task.
     """
     if limit is not None and (isinstance(limit, bool) or limit < 1):
         raise ValueError(f"limit must be 1 or more, not {limit}")
     try:
-        lines = decoded(inputs.read(path)).split("\n")  # U+2028 ends no line of JSON
+        lines = decoded(inputs.read(path)).split("\n")  # not splitlines: U+2028 may stand within JSON
     except UnicodeDecodeError as error:
         raise ValueError(f"{inputs.name(path)}: not UTF-8 at byte {error.start}") from None
     numbered = [(n, line) for n, line in enumerate(lines, 1) if line.strip()][:limit]
@@ -111,7 +111,7 @@ def _question(task: str, path: str, n: int, line: str) -> Question:
         if not isinstance(item, dict):
             raise ValueError("must be a JSON object")
         return TASKS[task].question(item)._replace(line=n)
-    except ValueError as error:  # JSON's own is one
+    except ValueError as error:  # JSONDecodeError is one
         raise ValueError(f"{inputs.name(path)}, line {n}: no item of {task}: {error}") from None
 
 
@@ -128,7 +128,7 @@ def _text(item: dict[str, Any], name: str, empty: bool = False) -> str:
 
 def _label(item: dict[str, Any], name: str, labels: tuple[int, ...]) -> int:
     value = item.get(name)
-    if isinstance(value, str):  # some copies of a data set have numbers, others texts
+    if isinstance(value, str):  # copies of a data set differ in this
         value = int(value) if re.fullmatch(r"\s*\d\s*", value, re.ASCII) else None
     if isinstance(value, bool) or value not in labels:
         raise ValueError(f'"{name}" must be one of {json.dumps(labels)}')

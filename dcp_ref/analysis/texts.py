@@ -1,4 +1,4 @@
-"""What is measured on: models that can read, and texts as training reads them."""
+"""Reading what is measured: models with a tokenizer, and texts, as training reads them."""
 
 from collections.abc import Sequence
 
@@ -12,28 +12,29 @@ from dcp_ref.training.parallel import Pool, processors
 
 
 def load(name: str) -> Model:
-    """A model with a tokenizer. Raises CheckpointError, and ValueError when it has none."""
+    """The model of a directory or name. Raises CheckpointError, and ValueError when it has no tokenizer."""
     model = weights.load(name)
     tokenizer_of(model, name)
     return model
 
 
 def tokenizer_of(model: Model, name: str = "the model") -> Tokenizer:
-    """Raises ValueError when it has none."""
+    """The model's tokenizer. Raises ValueError when it has none."""
     if model.tokenizer is None:
         raise ValueError(f"{name} has no tokenizer, and texts cannot be read without one")
     return model.tokenizer
 
 
 def read_tokens(model: Model, paths: Sequence[str], max_tokens: int | None = None) -> np.ndarray:  # -> [N]
-    """The tokens of files, as `tokens_of` has them. Raises ValueError as it does, and for files that cannot be read."""
+    """`tokens_of` the documents in files. Raises ValueError for a file that cannot be read, and as tokens_of does."""
     return tokens_of(model, data.read_documents(paths), max_tokens)
 
 
 def tokens_of(model: Model, documents: Sequence[str], max_tokens: int | None = None) -> np.ndarray:  # -> [N]
-    """The tokens of documents, an end of text after each, up to the last of `max_tokens` that are to be scored.
+    """The tokens of documents, each followed by an end of text.
 
-    Nothing predicts the first token: there is one more than are scored. Raises ValueError for max_tokens below 2.
+    At most max_tokens + 1 of them, as the first token is not scored: nothing predicts it. Raises ValueError for
+    max_tokens below 2.
     """
     if max_tokens is not None and max_tokens < 2:
         raise ValueError(f"max_tokens must be 2 or more, not {max_tokens}")
@@ -44,6 +45,6 @@ def tokens_of(model: Model, documents: Sequence[str], max_tokens: int | None = N
 
 
 def count_bytes(model: Model, tokens: np.ndarray) -> int:  # [N]
-    """The bytes of text that all tokens but the first, which nothing predicts, stand for, as decoding writes it."""
+    """The bytes of text that the scored tokens, all but the first, stand for."""
     tokenizer = tokenizer_of(model)
     return tokenizer.count_bytes(tokens.tolist()) - tokenizer.count_bytes(tokens[:1].tolist())

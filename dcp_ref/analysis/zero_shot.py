@@ -1,4 +1,4 @@
-"""A model's answers to the questions of a task."""
+"""A model's answers to the questions of a zero-shot task, and their accuracy."""
 
 import math
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from dcp_ref.runtime.engine import Engine
 
 
 class Encoded(NamedTuple):
-    """Questions as token ids that fit the model, and how many had a context that was cut from the left."""
+    """Questions as token ids that fit the model, and the number of questions whose context was cut for that."""
 
     pairs: list[list[Pair]]
     cut: int
 
 
 def encode(questions: Sequence[Question], tokenizer: Tokenizer, n_positions: int) -> Encoded:
-    """Raises ValueError, naming the line, for a question whose answer alone has no room."""
+    """The questions as token ids. Raises ValueError, naming the line, when an answer alone does not fit."""
     result, cut = [], 0
     for question in questions:
         try:
@@ -35,9 +35,9 @@ def encode(questions: Sequence[Question], tokenizer: Tokenizer, n_positions: int
 
 def answer(engine: Engine, task: str, questions: Sequence[Question], encoded: Encoded,
            progress: str | None = None) -> dict[str, Any]:
-    """Accuracy, its standard error and chance; for lambada the word's perplexity; as JSON can hold it.
+    """Accuracy, its standard error, chance, and for lambada the word's perplexity, in types that JSON can hold.
 
-    `progress` is the title of a bar on stderr, if that is a terminal; None shows none.
+    `progress` is the title of a progress bar, shown if stderr is a terminal; None for no bar.
     """
     bar = tqdm(encoded.pairs, desc=progress, unit=" items", disable=True if progress is None else None)
     scored = [score(engine, pairs) for pairs in bar]
@@ -53,19 +53,19 @@ def answer(engine: Engine, task: str, questions: Sequence[Question], encoded: En
 
 
 def right(question: Question, found: Sequence[Scored], normalized: bool = False) -> bool:
-    """Whether the likeliest answer, or the likeliest a character, is the right one; of answers that tie, the first.
+    """Whether the likeliest answer is the right one; `normalized`: the likeliest a character. The first of ties counts.
 
-    Of a single answer: whether it is greedy.
+    For a single answer: whether it is greedy.
     """
     if len(found) == 1:
         return found[0].greedy
     nats = [f.nats for f in found]
-    if normalized:  # an answer that was all marks has no character: it is never right
+    if normalized:  # an answer of marks alone has length 0: never right
         nats = [each / length if length else math.inf for each, length in zip(nats, question.lengths, strict=True)]
     return nats.index(min(nats)) == question.right
 
 
 def _accuracy(name: str, hits: Sequence[bool]) -> dict[str, float | None]:
-    """The mean, and its standard error: None of a single item."""
+    """The mean and its standard error, which is None for a single item."""
     n, mean = len(hits), sum(hits) / len(hits)
     return {name: mean, f"{name}_error": math.sqrt(mean * (1 - mean) / (n - 1)) if n > 1 else None}

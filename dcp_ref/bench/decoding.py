@@ -1,4 +1,4 @@
-"""What decoding costs: random models whose learned rule drops as much as is asked, timed side by side."""
+"""Decoding at a given share dropped: random models whose learned rule is set to drop it, timed side by side."""
 
 import math
 import time
@@ -18,11 +18,11 @@ from dcp_ref.layers import embedding, layer_norm
 from dcp_ref.runtime.engine import Engine
 
 SMALL = Config(int_n_embd=64, eos_token_id=None)  # GPT-2 small, and the paper's interaction width
-NOTHING = 1e9  # a bias of the scores with which every token stays
+KEEPS_ALL = 1e9  # a beta with which every score is positive
 
 
 def random_model(config: Config = SMALL, seed: int = 0) -> Model:
-    """A GPT-2 as it is initialised, interaction weights too."""
+    """A GPT-2 with the weights of a fresh training run, and no tokenizer."""
     return Model(config, weights.init_params(config, seed), None)
 
 
@@ -31,13 +31,11 @@ def random_prompt(config: Config, tokens: int, seed: int = 0) -> np.ndarray:  # 
 
 
 def calibrated(model: Model, share_dropped: float, context: int, seed: int = 0) -> Model:
-    """The model with other biases of its scores, so that the learned rule drops this share of a random prompt.
+    """The model with the beta of each layer chosen so that the learned rule drops this share of a random prompt.
 
-    Exactly that share in every layer after the last token of `random_prompt(config, context, seed)`, and about that of
-    other prompts. Random scores are as good as independent, so that tokens go one by one: the live count rises first,
-    and then stays near (1 - share) * context. Token j is alive at i iff beta > -s[m, j] for all m = j+1 .. i, with s
-    before beta is added: beta is where enough of those maxima are below. Layer after layer, because a layer's input
-    depends on what earlier ones dropped.
+    It is exactly that share in every layer after the last token of `random_prompt(config, context, seed)`, and about
+    that share for other prompts. Random scores are nearly independent, so tokens go one by one: the live count rises
+    first, then stays near (1 - share) * context. Layers are set in order, as a layer's input depends on earlier drops.
     Raises ValueError when the share is not in [0, 1), or the model has no interaction weights.
     """
     config = model.config
@@ -47,29 +45,33 @@ def calibrated(model: Model, share_dropped: float, context: int, seed: int = 0) 
     params, ids = dict(model.params), random_prompt(config, context, seed)[None]
     x, _ = embedding(ids, params["wte.weight"], params["wpe.weight"])
     for layer in range(config.n_layer):
-        name, p = f"h.{layer}.attn.int_bias", block_params(params, layer)
-        if share_dropped == 0:
-            params[name] = np.full(1, NOTHING, np.float32)
-            continue
-        n, _ = layer_norm(x, p["ln_1.weight"], p["ln_1.bias"], config.layer_norm_epsilon)
-        s, _ = scores(n[0], p["attn.q_int.weight"], p["attn.k_int.weight"], np.zeros(1, np.float32))
-        lowest = np.where(np.tri(context, k=-1, dtype=bool), s, np.inf).min(0)[:-1]  # of each token, down the queries
-        params[name] = np.full(1, _bias(lowest, max(round((1 - share_dropped) * context), 1) - 1), np.float32)
-        x, *_ = block(x, 0.0, p | {"attn.int_bias": params[name]}, config, layer, math.inf, policies.learned)
+        beta = KEEPS_ALL if share_dropped == 0 else _beta(x, params, config, layer, 1 - share_dropped)
+        params[f"h.{layer}.attn.int_bias"] = np.full(1, beta, np.float32)
+        if share_dropped > 0:
+            x, *_ = block(x, 0.0, block_params(params, layer), config, layer, math.inf, policies.learned)
     return Model(config, params, model.tokenizer)
 
 
-def _bias(lowest: np.ndarray, kept: int) -> float:  # [N]
-    """The beta with which lowest + beta > 0 for so many."""
+def _beta(x: np.ndarray, params: weights.Params, config: Config, layer: int, share: float) -> float:  # [1, T, C]
+    """The beta with which the layer keeps this share of the T tokens after the last one.
+
+    With s the scores at beta = 0, token j is alive at the end iff s[m, j] + beta > 0 for all m > j. So what counts is
+    each token's lowest score, and beta lies between two neighbours of the sorted -lowest.
+    """
+    p, T = block_params(params, layer), x.shape[1]
+    n, _ = layer_norm(x, p["ln_1.weight"], p["ln_1.bias"], config.layer_norm_epsilon)
+    s, _ = scores(n[0], p["attn.q_int.weight"], p["attn.k_int.weight"], np.zeros(1, np.float32))
+    lowest = np.where(np.tri(T, k=-1, dtype=bool), s, np.inf).min(0)[:-1]  # the last token is always alive
     needed = np.sort(-lowest)
     needed = np.concatenate([needed[:1] - 1, needed, needed[-1:] + 1])
+    kept = max(round(share * T), 1) - 1
     return float(needed[kept] + needed[kept + 1]) / 2
 
 
 class Decoding:
-    """Sequences that have seen the same random prompt, each with slots of its own; `step` feeds one token to each.
+    """Forks of one random prompt that decode side by side; `step` feeds one token to each.
 
-    What is fed are random tokens: a random model's own would soon repeat, and repeated queries drop nothing new.
+    The tokens are random: those that a random model predicts soon repeat, and repeated queries drop nothing new.
     """
 
     def __init__(self, model: Model, batch: int, context: int, seed: int = 0, **options: Any) -> None:
@@ -80,14 +82,14 @@ class Decoding:
         self.sequences = [first, *(self.engine.fork(first) for _ in range(batch - 1))]
 
     def step(self) -> None:
-        """Feed one token to each sequence, and find the likeliest next ones."""
+        """Feed one token to each sequence, and find the likeliest next one of each."""
         tokens = self.rng.integers(self.engine.config.vocab_size, size=(len(self.sequences), 1))
         for logits in self.engine.feed(self.sequences, tokens.tolist()):
             logits.argmax()
         self.seen += 1
 
     def steps(self, n: int) -> Callable[[], None]:
-        """A contender of `interleaved`."""
+        """A call that takes n steps, for `interleaved`."""
 
         def run() -> None:
             for _ in range(n):
@@ -97,7 +99,7 @@ class Decoding:
 
     @property
     def share_dropped(self) -> float:
-        """Of all tokens seen, over layers and sequences."""
+        """The share of the tokens seen that no longer lives, over all layers and sequences."""
         seen = self.seen * len(self.sequences) * self.engine.config.n_layer
         return 1 - self.engine.stats().live_tokens / seen
 
@@ -107,7 +109,7 @@ class Decoding:
 
 
 class Point(NamedTuple):
-    """One measurement of `sweep`; `rule` is "dense", without scores, or "learned"."""
+    """One measurement of `sweep`; `rule` is "learned", or "dense", which computes no scores."""
 
     context: int
     rule: str
@@ -121,7 +123,10 @@ class Point(NamedTuple):
 
 def sweep(model: Model, context: int, shares: tuple[float, ...], batch: int, rounds: int, steps: int = 2,
           **options: Any) -> list[Point]:
-    """The policy dense, and the learned rule for each share dropped, interleaved; the last step ends at `context`."""
+    """Time the dense policy, and the learned rule at each share dropped, interleaved. `options` are Engine's.
+
+    The last step ends at `context` tokens.
+    """
     prompt = max(context - steps * (rounds + 1), 1)
     decodings = {("dense", 0.0): Decoding(model, batch, prompt, policy=policies.dense, **options)}
     for share in shares:

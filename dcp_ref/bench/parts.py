@@ -1,4 +1,4 @@
-"""The parts of a decode step alone, and the memory of a process that decodes."""
+"""The parts of a decode step, each alone; and the memory of a process that decodes."""
 
 import subprocess
 import sys
@@ -13,10 +13,9 @@ from dcp_ref.checkpoints.weights import Model
 from dcp_ref.config import Config
 from dcp_ref.native import kernels as native_kernels
 from dcp_ref.native.cache import NativeCache
-from dcp_ref.runtime.decoder import MATRICES
-from dcp_ref.runtime.engine import Engine
+from dcp_ref.runtime.decoder import MATRICES, Packed
 
-KV_BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1.0}  # a number; the scales of int8 not counted
+KV_BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1.0}  # bytes a number, without the scales of int8
 CHILD = """import sys
 from dcp_ref import Engine, load
 engine = Engine(load(sys.argv[1]), threads=int(sys.argv[3]) or None)
@@ -28,7 +27,7 @@ print(*[line.split()[1] for line in open("/proc/self/status") if line.startswith
 
 
 class Attention:
-    """Attention alone: steps of a NativeCache that drops nothing, `live` tokens of each sequence in every layer."""
+    """Attention alone: steps of a NativeCache that drops nothing and begins with `live` tokens a sequence."""
 
     def __init__(
         self, config: Config, batch: int, live: int, steps: int, kv: str = "float32", threads: int = 0
@@ -62,17 +61,21 @@ class Attention:
 
 
 def kv_bytes(config: Config, tokens: float, kv: str = "float32") -> float:
-    """Keys and values of so many tokens in every layer."""
+    """The bytes of keys and values when every layer holds this many tokens."""
     return config.n_layer * tokens * 2 * config.n_embd * KV_BYTES[kv]
 
 
-class Linears:
-    """The matrix products of one step with so many rows, alone, on the packed weights of a native engine."""
+def packed(model: Model, storage: str = "float32") -> Packed:
+    """The model's weights as the native kernels read them, without the interaction weights."""
+    return Packed(model, native_kernels, storage, learned=False)
 
-    def __init__(self, engine: Engine, rows: int, head: bool = True) -> None:
-        self.rows, self.threads, rng = rows, engine._cache.c.shape.threads, np.random.default_rng(0)
-        packed = engine._decoder.weights
-        self.matrices = [p[name] for p in packed.layers for name in MATRICES] + [packed.head] * head
+
+class Linears:
+    """Matrix products alone: all those of one step with `rows` rows."""
+
+    def __init__(self, weights: Packed, rows: int, threads: int = 0, head: bool = True) -> None:
+        self.rows, self.threads, rng = rows, threads, np.random.default_rng(0)
+        self.matrices = [p[name] for p in weights.layers for name in MATRICES] + [weights.head] * head
         self.x = {n: rng.standard_normal((rows, n), np.float32) for n in {w.n_in for w in self.matrices}}
 
     def step(self) -> None:
@@ -82,17 +85,17 @@ class Linears:
 
     @property
     def bytes_read(self) -> int:
-        """Weights as they are packed."""
+        """The packed weights, each read once."""
         return sum(w.panels.nbytes for w in self.matrices)
 
     @property
     def flops(self) -> int:
-        """Two a multiplication."""
+        """A multiplication and an addition for each weight and row."""
         return 2 * self.rows * sum(w.n_in * w.n_out for w in self.matrices)
 
 
 def peak_rss(model: Model, context: int = 64, threads: int = 0) -> int:
-    """Bytes: the most memory that a process ever held which loads the saved model, feeds a prompt, decodes 8 tokens."""
+    """The peak memory, in bytes, of a process that loads the saved model, feeds a prompt and decodes 8 tokens."""
     with tempfile.TemporaryDirectory() as directory:
         weights.save(model, Path(directory) / "model")
         command = [sys.executable, "-c", CHILD, str(Path(directory) / "model"), str(context), str(threads)]

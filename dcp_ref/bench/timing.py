@@ -1,4 +1,4 @@
-"""Interleaved timing: every contender runs once a round, so that a machine whose speed drifts treats all alike."""
+"""Interleaved timing: every contender runs once a round, so that a drift of the machine's speed affects all alike."""
 
 import statistics
 import sys
@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 
 class Timing(NamedTuple):
-    """Seconds a call."""
+    """The seconds of one contender's calls."""
 
     median: float
     low: float  # first quartile
@@ -31,10 +31,10 @@ def summary(calls: list[float]) -> Timing:
 
 def interleaved(contenders: Mapping[str, Callable[[], object]], rounds: int = 5, warm: int = 1, pause: float = 0.25,
                 title: str = "") -> dict[str, Timing]:
-    """Time {name: function()} in rounds, of which `warm` more come first and do not count; {name: Timing}.
+    """The timing of each contender over `rounds` rounds, after `warm` rounds that do not count.
 
-    Each round starts with the next contender, so that none always follows the same one. The pause lets the threads of
-    the one before fall asleep: OpenMP runtimes spin for up to 200 ms after their last parallel region.
+    Each round starts with the next contender, so that none always follows the same one. The pause lets the previous
+    contender's threads fall asleep: OpenMP runtimes spin for up to 200 ms after their last parallel region.
     """
     names = list(contenders)
     calls: dict[str, list[float]] = {name: [] for name in names}

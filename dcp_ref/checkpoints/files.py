@@ -1,4 +1,4 @@
-"""Checkpoint files: read with every byte accounted for, and written. Nothing is ever unpickled."""
+"""Checkpoint files: find a model, read and write its JSON and its tensors. Nothing is ever unpickled."""
 
 import errno
 import json
@@ -16,24 +16,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from dcp_ref.checkpoints.replacing import current
-from dcp_ref.checkpoints.replacing import replacing as replacing  # for all who write
+from dcp_ref.checkpoints.replacing import replacing as replacing  # re-exported for those who write files
 
 SHIPPED = Path(__file__).parents[1] / "models"
 PREFIX = "transformer."
 HEAD = "lm_head.weight"  # the only name without the prefix
-BUFFER = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias|bias_int)")  # causal masks that some files store
+BUFFER = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias|bias_int)")  # causal masks, in some files
 SHARD = re.compile(r"[\w.-]+\.safetensors", re.ASCII)  # no slash: an index must not lead out of its directory
 STORED = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # safetensors' names; NumPy has no bfloat16
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used: the message names the file, the tensor and what to do."""
+    """A checkpoint cannot be used; the message names the file, the tensor and what to do."""
 
 
 def find_model(path_or_name: str | os.PathLike[str]) -> Path:
-    """The directory of that path, or else of the shipped model of that bare name. Raises CheckpointError."""
+    """The directory at this path, or else that of the shipped model with this name. Raises CheckpointError."""
     directory = Path(path_or_name)
-    if path_or_name == "":  # Path("") would be the directory that we are in
+    if path_or_name == "":  # Path("") would be the working directory
         raise CheckpointError(f"the path is empty; give a directory, or one of the shipped models {shipped_models()}")
     mode = _mode(directory)
     if mode is not None and stat.S_ISDIR(mode):
@@ -49,7 +49,7 @@ def find_model(path_or_name: str | os.PathLike[str]) -> Path:
 
 
 def _mode(path: Path) -> int | None:
-    """What stat says of a path; None where there is nothing. Raises CheckpointError where the system does not say."""
+    """The mode of the file at a path, None where there is none. Raises CheckpointError for any other failure."""
     try:
         return path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
@@ -59,14 +59,14 @@ def _mode(path: Path) -> int | None:
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    """What the system said: the file may be whole, and nothing is to be downloaded again."""
+    """The system's own message: the file may be whole, so the advice is not to download it again."""
     hint = ": this disk cannot map files into memory, copy the directory to another" * (
         getattr(error, "errno", None) == errno.ENODEV)
     return CheckpointError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}){hint}")
 
 
 def shipped_models() -> list[str]:
-    """Names of the models that the package holds."""
+    """The names of the models in the package."""
     return sorted(path.parent.name for path in SHIPPED.glob("*/config.json"))
 
 
@@ -87,10 +87,10 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_tensors(directory: Path) -> tuple[dict[str, np.ndarray], Callable[[str], str]]:
-    """All tensors of a checkpoint, buffers left out, under their names without `transformer.`; 16 bits widened to 32.
+    """All tensors of a checkpoint without its buffers, named without `transformer.`; and where(name).
 
-    Aligned ones of 32 and 64 bits are read-only views of the mapped files; the others are copies.
-    Also returns where(name): the file that a tensor is from, or should be. Raises CheckpointError.
+    Aligned tensors of 32 or 64 bits are read-only views of the mapped files. Others are copies, 16 bits widened to 32.
+    where(name) is the file that a tensor is in, or should be in. Raises CheckpointError.
     """
     files = _weight_files(directory)
     tensors: dict[str, np.ndarray] = {}
@@ -133,8 +133,8 @@ def _instead(directory: Path) -> str:
 
 def _read_file(file: Path) -> dict[str, np.ndarray]:
     try:
-        raw = np.asarray(np.memmap(file, np.uint8, "r"))  # first: safe_open does not tell the system's errors apart
-        with safe_open(file, framework="numpy"):  # checks header, offsets and length; but it cannot give bfloat16
+        raw = np.asarray(np.memmap(file, np.uint8, "r"))  # first: safe_open hides the system's error
+        with safe_open(file, framework="numpy"):  # checks header, offsets and length, but cannot read bfloat16
             pass
     except OSError as error:
         raise _unreadable(file, error) from None
@@ -156,7 +156,7 @@ def _read_file(file: Path) -> dict[str, np.ndarray]:
 
 
 def _widened(stored: np.ndarray) -> np.ndarray:
-    """A copy in float32, or in float64 if it was that; 16 bare bits are bfloat16, the upper half of a float32."""
+    """A copy in float32, or float64 if it was that. uint16 stands for bfloat16, the upper half of a float32."""
     if stored.dtype != np.uint16:
         return np.array(stored, np.float64 if stored.itemsize == 8 else np.float32)
     wide = np.empty(stored.shape, np.float32)
@@ -165,22 +165,22 @@ def _widened(stored: np.ndarray) -> np.ndarray:
 
 
 def forget(array: np.ndarray) -> None:
-    """Tell the system that the pages of a read-only mapped file under `array` are not needed now.
+    """Free the memory behind `array` if it is a view of a read-only mapped file; other arrays are left alone.
 
-    They leave the process; the values are read from the file again when next used. Nothing happens to other arrays.
+    The values are read from the file again when they are next used.
     """
     owner: Any = array
     while isinstance(owner, np.ndarray) and not isinstance(owner, np.memmap):
         owner = owner.base
     if isinstance(owner, np.memmap) and owner.mode == "r" and array.size and hasattr(mmap, "MADV_DONTNEED"):
         first, end = byte_bounds(array)
-        first -= first % mmap.PAGESIZE  # a mapping begins with a page
+        first -= first % mmap.PAGESIZE  # madvise wants whole pages
         mapping: mmap.mmap = owner._mmap  # type: ignore[attr-defined]
         mapping.madvise(mmap.MADV_DONTNEED, first - np.frombuffer(mapping, np.uint8).ctypes.data, end - first)
 
 
 def write_tensors(file: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Write a safetensors file with the names that transformers reads. Raises OSError."""
+    """Write a safetensors file, with the names that transformers expects. Raises OSError."""
     file.touch()
     mode = file.stat().st_mode
     named = {name if name == HEAD else PREFIX + name: np.ascontiguousarray(array) for name, array in tensors.items()}
@@ -188,4 +188,4 @@ def write_tensors(file: Path, tensors: dict[str, np.ndarray]) -> None:
         save_file(named, file, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(f"{file}: cannot be written ({error})") from None
-    file.chmod(mode)  # save_file leaves it unreadable for everybody else
+    file.chmod(mode)  # save_file makes it unreadable for other users

@@ -1,4 +1,4 @@
-"""Inputs that a person names: files, and -, which is standard input."""
+"""Files that a person names, where - means standard input."""
 
 import sys
 from collections.abc import Sequence
@@ -8,17 +8,17 @@ STANDARD = "-"
 
 
 def name(path: str) -> str:
-    """What messages call it."""
+    """The name of an input in messages."""
     return "standard input" if path == STANDARD else path
 
 
 def shown(path: str) -> str:
-    """A name for what takes Unicode alone: bytes of it that are no UTF-8 are written out."""
+    """A file name as valid Unicode, for example for a picture: bytes that are no UTF-8 become escapes."""
     return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def read(path: str) -> bytes:
-    """All its bytes. Raises ValueError naming it, with what the system said."""
+    """All bytes of an input. Raises ValueError with its name and the system's message."""
     try:
         if path != STANDARD:
             return Path(path).read_bytes()
@@ -30,11 +30,11 @@ def read(path: str) -> bytes:
 
 
 def check(paths: Sequence[str]) -> None:
-    """Raises ValueError when standard input is among them twice: the second time it would be empty."""
+    """Raises ValueError when standard input is given twice: the second time it would be empty."""
     if list(paths).count(STANDARD) > 1:
         raise ValueError("standard input, -, is given twice, but can be read once: leave one out")
 
 
 def decoded(data: bytes) -> str:
-    """UTF-8 without a byte order mark, and with lines that end in a newline alone. Raises UnicodeDecodeError."""
+    """The text of UTF-8 bytes, without a byte order mark and and with Windows line ends as newlines. Raises UnicodeDecodeError."""
     return data.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")

@@ -1,4 +1,4 @@
-"""The paper's own code (github sanagno/adaptively_sparse_attention): its state dicts, there and back."""
+"""State dicts of the paper's own code (github sanagno/adaptively_sparse_attention): from them, and to them."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ GPT2_EOS = 50256
 
 
 def from_official(state: Mapping[str, Any], n_head: int, propagate_in_depth: bool, int_delay: int = 0) -> Model:
-    """The model of an official state dict, whose values are anything np.asarray takes; their dtype is kept.
+    """The model of an official state dict. Its values are anything that np.asarray takes; their dtype is kept.
 
     Raises CheckpointError, naming the tensor.
     """
@@ -44,7 +44,7 @@ def from_official(state: Mapping[str, Any], n_head: int, propagate_in_depth: boo
 
 
 def to_official(params: Params) -> Params:
-    """Parameters, or their gradients, under the official code's names and in its layouts; fresh arrays.
+    """Copies of parameters, or of their gradients, with the names and layouts of the official code.
 
     Raises CheckpointError for an untied head, which the official code does not have.
     """
@@ -54,7 +54,7 @@ def to_official(params: Params) -> Params:
 
 
 def _transposed(name: str, array: np.ndarray) -> np.ndarray:
-    """A copy between the official layout and ours: linear weights are transposed, either way."""
+    """A copy in the other layout, official or ours: linear weights are transposed."""
     return np.array(array.T if LINEAR.fullmatch(name) else array, order="C")
 
 

@@ -1,11 +1,11 @@
-"""Sets of files that are replaced together or not at all: one rename decides.
+"""Sets of files that are replaced together or not at all, by a single rename.
 
-    .saving-*   a set while it is written; after a kill it may be deleted
-    .saved      a whole set, on the disk: the rename to this name is what decides
+    .saving-*   a set that is being written; one left by a killed process may be deleted
+    .saved      a complete set on the disk, renamed from .saving-*: this rename decides
 
-The files of .saved then move to their places one by one. `current` finds a file in .saved until it has moved: so
-readers see the new set from that rename on, wherever a failure, a kill or a power cut comes. The next save moves what
-is left.
+After the rename, the files of .saved move to their places one by one. `current` finds a file in .saved until it has
+moved: so readers see the new set from the rename on, whatever interrupts the moves: a failure, a kill or a power cut.
+The next save moves the files that are left.
 """
 
 import contextlib
@@ -18,22 +18,22 @@ from pathlib import Path
 from typing import TypeVar
 
 SAVED = ".saved"
-TRIES = 100  # of a reader that is overtaken by one save after the other
+TRIES = 100  # of a reader, when save after save comes in between
 
 Result = TypeVar("Result")
 
 
 def current(file: Path) -> Path:
-    """Where the newest version of `file` is: in its place, or still in .saved."""
+    """The path of the newest version of `file`: its own, or one in .saved."""
     saved = file.parent / SAVED / file.name
     return saved if saved.exists() else file
 
 
 @contextlib.contextmanager
 def replacing(directory: Path) -> Iterator[Path]:
-    """A temporary directory to write files in; when the block ends well they replace those in `directory`.
+    """Yields a temporary directory; the files written there replace those in `directory` if no exception is raised.
 
-    Raises OSError: before the rename that decides, nothing has changed; after it, the new set is what readers see.
+    Raises OSError. If it comes before the rename that decides, nothing has changed; after it, readers see the new set.
     """
     directory.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=directory, prefix=".saving-"))
@@ -43,16 +43,16 @@ def replacing(directory: Path) -> Iterator[Path]:
             if (directory / file.name).is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(directory / file.name))
             _flush(file)
-        temporary.chmod(directory.stat().st_mode & 0o777)  # mkdtemp's is for this user alone
+        temporary.chmod(directory.stat().st_mode & 0o777)  # mkdtemp's mode is for this user only
         _flush(temporary)
         _decide(temporary, directory)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # once it is .saved, there is nothing of that name
+        shutil.rmtree(temporary, ignore_errors=True)  # does nothing after the rename to .saved
     finish(directory)
 
 
 def finish(directory: Path) -> None:
-    """Move the files of .saved, if it is there, to their places. Several processes may do so at once."""
+    """Move the files of .saved, if there is one, to their places. Several processes may do so at the same time."""
     saved = directory / SAVED
     try:
         names = sorted(os.listdir(saved))
@@ -62,12 +62,15 @@ def finish(directory: Path) -> None:
         with contextlib.suppress(FileNotFoundError):  # another process has moved it
             os.replace(saved / name, directory / name)
     _flush(directory)
-    with contextlib.suppress(OSError):  # it is gone, or holds another process's next set
+    with contextlib.suppress(OSError):  # gone, or another process's next set
         saved.rmdir()
 
 
 def steady(directory: Path, read: Callable[[Path], Result]) -> Result:
-    """read(directory), again if a save came in between: all that it read is of one set. Raises what `read` raises."""
+    """The result of read(directory), repeated until no save came in between: so all files read are of one set.
+
+    Raises what `read` raises, and OSError when saves keep coming.
+    """
     for _ in range(TRIES):
         before = _stamp(directory)
         try:
@@ -88,24 +91,24 @@ def _decide(temporary: Path, directory: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        _decide(temporary, directory)  # another process's set was quicker
+        _decide(temporary, directory)  # another process's set came first
     _flush(directory)
 
 
 def _stamp(directory: Path) -> tuple:
-    """What differs once a set with a config.json has been saved, or a file of it has moved."""
+    """A value that changes when a set with a config.json is saved, or one of its files moves."""
     saved = directory / SAVED
     try:
         config = os.stat(current(directory / "config.json"))
         return config.st_ino, config.st_mtime_ns, sorted(os.listdir(saved)) if saved.is_dir() else []
-    except FileNotFoundError:  # there is none, or it has just moved
+    except FileNotFoundError:  # no config.json, or it has just moved
         return _stamp(directory) if (directory / "config.json").exists() else ()
-    except OSError:  # `read` will say what the system says
+    except OSError:  # `read` will raise it
         return ()
 
 
 def _flush(path: Path) -> None:
-    """Have the system put a file, or the names in a directory, on the disk now."""
+    """Make the system write a file, or the names in a directory, to the disk now."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

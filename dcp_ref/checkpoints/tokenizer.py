@@ -1,6 +1,7 @@
-"""Text to token ids and back: a thin wrapper of the `tokenizers` package.
+"""Text to token ids and back: a thin wrapper around the `tokenizers` package.
 
-A new one is byte-level BPE as in GPT-2: the 256 bytes are the alphabet, so every text has ids and comes back unchanged.
+A new tokenizer is a byte-level BPE, as GPT-2's. Its alphabet is the 256 bytes, so any text can be encoded, and decoding
+gives it back unchanged.
 """
 
 import re
@@ -16,19 +17,19 @@ from tokenizers import models, pre_tokenizers, trainers
 from dcp_ref.checkpoints import tokenizer_files
 from dcp_ref.checkpoints.tokenizer_files import END_OF_TEXT
 
-BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # what decoders with a byte fallback call a byte
+BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # the token of a byte, for decoders with a byte fallback
 
 
 class Tokenizer:
-    """The vocabulary of one model; immutable. `vocab_size` is one more than the largest id.
+    """The tokenizer of one model; immutable. `vocab_size` is one more than the largest id.
 
-    `eos_id` ends a text: the first of `ends`, tokens or ids, that there is, or else <|endoftext|>. `rows`: the ids of
-    the model that it belongs to; the tokenizer may have more, which no text may use. `prefix` comes before each text.
+    `eos_id` ends a text: it is the first of `ends` (tokens or ids) that exists, or else <|endoftext|>. `rows` is the
+    model's vocab_size; the tokenizer may have more ids, which no text may use. The ids in `prefix` begin each text.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, ends: Iterable[str | int | None] = (),
                  rows: int | None = None) -> None:
-        backend.no_truncation()  # a file may ask for either; both would change the text without a word
+        backend.no_truncation()  # a file may ask for either, which would silently change the text
         backend.no_padding()
         self._backend = backend
         self._tokens = {i: token for token, i in backend.get_vocab(with_added_tokens=True).items()}
@@ -46,16 +47,17 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Byte-level BPE of at most `vocab_size` tokens (fewer when the texts run out of pairs); <|endoftext|> is id 0.
+        """A byte-level BPE of at most `vocab_size` tokens, fewer if the texts run out of pairs; <|endoftext|> is id 0.
 
-        The same texts give the same tokenizer. Raises ValueError when vocab_size has no room for the 256 bytes.
+        The same texts give the same tokenizer. Raises ValueError when vocab_size is too small for the 256 bytes.
         """
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         if vocab_size <= len(alphabet):
             raise ValueError(f"vocab_size must be at least {len(alphabet) + 1}, not {vocab_size}")
         texts = list(texts)
+        # Each merge shortens a text, so no more are possible; `tokenizers` would allocate memory for vocab_size.
         possible = 1 + len(alphabet) + sum(len(text.encode(errors="replace")) for text in texts)
-        vocab_size = min(vocab_size, possible)  # each merge shortens a text; `tokenizers` makes room for all it is told
+        vocab_size = min(vocab_size, possible)
         backend = tokenizer_files.byte_level(models.BPE())
         trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet,
                                       show_progress=False)
@@ -65,10 +67,10 @@ class Tokenizer:
     @classmethod
     def from_directory(cls, directory: str | PathLike[str], ends: Sequence[int] = (),
                        rows: int | None = None) -> "Tokenizer | None":
-        """What the files of a directory say (tokenizer_files), or None when it has no tokenizer.
+        """The tokenizer of a directory (tokenizer_files.py), or None if it has none.
 
-        The end of text that they name comes before `ends`, the model's. Raises ValueError, naming the file, for one
-        that is corrupt, lacks its companion, or asks for what cannot be obeyed.
+        An end of text that its files name comes before `ends`, the model's. Raises ValueError, naming the file, for one
+        that is corrupt, lacks its companion, or asks for something that is not supported.
         """
         found = tokenizer_files.read(Path(directory))
         return None if found is None else cls(found[0], (found[1], *ends), rows)
@@ -79,24 +81,24 @@ class Tokenizer:
         return self._backend.get_vocab(with_added_tokens=True)
 
     def __contains__(self, token: int) -> bool:
-        """Whether an id has a token."""
+        """Whether there is a token with this id."""
         return token in self._tokens
 
     def missing(self, vocab_size: int) -> np.ndarray:  # -> int64 [N]
-        """The ids of such a model that have no token: between the tokens, and after them."""
+        """The ids below vocab_size that have no token."""
         there = np.zeros(vocab_size, bool)
         there[[i for i in self._tokens if i < vocab_size]] = True
         return np.flatnonzero(~there)
 
     def save(self, directory: str | PathLike[str]) -> None:
-        """Write tokenizer.json, and tokenizer_config.json with what it does not say, into an existing directory."""
+        """Write tokenizer.json, and tokenizer_config.json for the rest, into an existing directory."""
         tokenizer_files.write(Path(directory), self._backend, self.eos_id)
 
     def encode(self, text: str, *, begins: bool = True) -> list[int]:
-        """The ids of `text`; special tokens written out in it, as <|endoftext|>, become their ids.
+        """The ids of `text`; special tokens that are written in it, such as <|endoftext|>, become their ids.
 
-        `begins`: whether `prefix` comes first, as before each text of its own. Raises ValueError for a lone surrogate,
-        which is no character and has no bytes, and for a token that the model does not know.
+        `begins`: whether the text begins here, so that `prefix` comes first. Raises ValueError for a lone surrogate,
+        which has no bytes in UTF-8, and for a token that the model does not have.
         """
         try:
             text.encode("utf-8")
@@ -110,9 +112,9 @@ class Tokenizer:
         return self.prefix + ids if begins else ids
 
     def count_bytes(self, ids: Iterable[int]) -> int:
-        """The bytes of UTF-8 that decode writes for `ids`; what stands before and after a text counts as none.
+        """The bytes of UTF-8 text that `ids` stand for; `prefix` and `eos_id` stand for none.
 
-        A byte that is half a character counts as one.
+        A byte of an incomplete character counts as one.
         """
         around = {self.eos_id, *self.prefix}
         total, text = 0, []
@@ -127,24 +129,24 @@ class Tokenizer:
         return total
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are not whole UTF-8 characters become U+FFFD.
+        """The text of `ids`; incomplete UTF-8 characters become U+FFFD.
 
-        Raises ValueError naming the first id that the vocabulary does not have.
+        Raises ValueError naming the first id that has no token.
         """
         checked = [int(i) for i in ids]
         for i in checked:
             if i not in self._tokens:
                 raise ValueError(f"token id {i} is not in the vocabulary (0 to {self.vocab_size - 1})")
-        if self._byte_level:  # `tokenizers` takes the letters of added tokens, such as é, for bytes
+        if self._byte_level:  # `tokenizers` takes letters of added tokens, such as é, for bytes
             return b"".join([self._bytes[i] for i in checked]).decode("utf-8", "replace")
         return self._backend.decode(checked, skip_special_tokens=False)
 
     @cached_property
     def _bytes(self) -> dict[int, bytes]:
-        """What each id of a byte-level tokenizer stands for: an added token for its letters, another for its bytes."""
+        """The bytes of each id of a byte-level tokenizer: an added token's are its text in UTF-8."""
         letters = sorted(pre_tokenizers.ByteLevel.alphabet())
         own = {letter: ord(letter) for letter in letters if ord(letter) < 256}
-        rest = sorted(set(range(256)) - set(own.values()))  # GPT-2 gave them the letters from U+0100 on, in order
+        rest = sorted(set(range(256)) - set(own.values()))  # in order, GPT-2's letters from U+0100 on
         byte = own | dict(zip(letters[len(own) :], rest, strict=True))
         added = self._backend.get_added_tokens_decoder().keys()
         result = {}

@@ -1,12 +1,12 @@
-"""What the files of a checkpoint say about text: how it becomes ids, and what ends it.
+"""The tokenizer files of a checkpoint: how text becomes ids, and which token ends it.
 
-    tokenizer.json           all of it, or else
-    vocab.json, merges.txt   byte-level BPE, as GPT-2's
+    tokenizer.json           the whole tokenizer; or else
+    vocab.json, merges.txt   a byte-level BPE, as GPT-2's
     tokenizer_config.json    names of special tokens, added tokens, add_prefix_space, add_bos_token
-    special_tokens_map.json, added_tokens.json   where older directories have the first two: like transformers, we read
-                             them unless tokenizer_config.json has `added_tokens_decoder`
+    special_tokens_map.json, added_tokens.json   special and added tokens in older directories: read, as transformers
+                             does, unless tokenizer_config.json has `added_tokens_decoder`
 
-What cannot be obeyed is refused: each error is a ValueError that names the file and what to do.
+Whatever a file asks for is obeyed, or refused with a ValueError that names the file and what to do.
 """
 
 import json
@@ -22,14 +22,14 @@ from dcp_ref.checkpoints.tokenizer_settings import ADDED, CONFIG, SPECIAL, Said,
 
 END_OF_TEXT = "<|endoftext|>"
 WHOLE, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
-CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")  # of a pair
+CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")  # of vocab.json
 OTHERS = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "tiktoken.model", "tekken.json", "vocab.txt",
-          "encoder.json", "vocab.bpe")  # tokenizers that we do not read
+          "encoder.json", "vocab.bpe")  # files of other tokenizers, which are refused
 ALL = (WHOLE, VOCAB, MERGES, CONFIG, SPECIAL, ADDED, *OTHERS)
 
 
 def read(directory: Path) -> tuple[tokenizers.Tokenizer, str | None] | None:
-    """The tokenizer of a directory, and the token that it names as end of text; None where there is no tokenizer."""
+    """The tokenizer of a directory and the token that its files name as end of text; None if it has no tokenizer."""
     whole, vocab, merges = (current(directory / name) for name in (WHOLE, VOCAB, MERGES))
     if not any(file.exists() for file in (whole, vocab, merges)):
         for name in OTHERS:
@@ -51,17 +51,17 @@ def read(directory: Path) -> tuple[tokenizers.Tokenizer, str | None] | None:
 
 
 def byte_level(model: models.Model, add_prefix_space: bool = False) -> tokenizers.Tokenizer:
-    """GPT-2's way to cut a text; <|endoftext|> is special if the model has it."""
+    """A tokenizer that splits text as GPT-2's does; <|endoftext|> is special if the model has it."""
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     backend.decoder = decoders.ByteLevel()
-    if backend.token_to_id(END_OF_TEXT) is not None:  # else adding it would enlarge the vocabulary
+    if backend.token_to_id(END_OF_TEXT) is not None:  # adding it otherwise would enlarge the vocabulary
         backend.add_special_tokens([END_OF_TEXT])
     return backend
 
 
 def prefix(backend: tokenizers.Tokenizer) -> list[int]:
-    """The tokens that the post-processor puts before a text. Raises ValueError where it puts some after it."""
+    """The ids that the post-processor puts before a text. Raises ValueError if it puts any after a text."""
     if backend.post_processor is None:
         return []
     text = tokenizers.Tokenizer(models.WordLevel({"text": 0}, "text")).encode("text")
@@ -87,7 +87,7 @@ def _whole(file: Path, fields: dict[str, Any]) -> tokenizers.Tokenizer:
 
 
 def _tell_prefix_space(state: dict[str, Any], told: bool) -> bool:
-    """Set add_prefix_space wherever a pre-tokenizer has it; whether that changes anything."""
+    """Set add_prefix_space in every pre-tokenizer that has it. Returns whether that changed anything."""
     changed = [_tell_prefix_space(part, told) for part in state.get("pretokenizers", ())]
     differs = state.get("add_prefix_space", told) != told
     if differs:
@@ -114,7 +114,7 @@ def _pair(vocab_file: Path, merges_file: Path, said: Said) -> tokenizers.Tokeniz
 
 
 def _add(backend: tokenizers.Tokenizer, said: Said) -> None:
-    """Make the added and the special tokens known, each under its id; those without one come last."""
+    """Add the added and the special tokens, each with its id; those without an id come last."""
     for i, token in sorted(said.added.items()):
         if backend.get_added_tokens_decoder().get(i) != token:
             backend.add_tokens([token])
@@ -126,13 +126,13 @@ def _add(backend: tokenizers.Tokenizer, said: Said) -> None:
     vocab = backend.get_vocab(with_added_tokens=True)
     if not vocab:
         raise ValueError(f"{said.source.parent / WHOLE}: the vocabulary is empty; download it again")
-    if len(set(vocab.values())) < len(vocab):  # `tokenizers` counts tokens, which misleads it where ids are left out
+    if len(set(vocab.values())) < len(vocab):  # `tokenizers` takes the number of tokens for a free id
         raise ValueError(f"{said.source}: a token that the vocabulary lacks would get another one's id; "
                          "put it into the vocabulary")
 
 
 def _put_before(backend: tokenizers.Tokenizer, directory: Path, said: Said) -> None:
-    """Obey what adds tokens to a text, or changes how special ones are found; refuse what we cannot obey."""
+    """Obey the settings that add tokens to a text; refuse those that are not supported."""
     whole, config = current(directory / WHOLE), directory / CONFIG
     for flag in ("add_eos_token", "split_special_tokens"):
         if said.fields.get(flag):
@@ -147,7 +147,7 @@ def _put_before(backend: tokenizers.Tokenizer, directory: Path, said: Said) -> N
         first = prefix(backend)
     except ValueError as error:
         raise ValueError(f"{whole}: {error}") from None
-    if said.fields.get("add_bos_token") and not first:  # transformers would not obey it either, and not say so
+    if said.fields.get("add_bos_token") and not first:  # transformers ignores it silently
         raise ValueError(f"{config}: add_bos_token is true, but the post_processor of {WHOLE} adds no token; make them "
                          "agree")
 
@@ -166,13 +166,13 @@ def _damaged(file: Path, error: Exception) -> ValueError:
 
 
 def write(directory: Path, backend: tokenizers.Tokenizer, end: int | None) -> None:
-    """Write the two files that say everything; older ones that may be there are then not looked at."""
+    """Write the two files that describe the whole tokenizer; older files beside them are then not read."""
     whole = json.loads(backend.to_str())
     added = {str(token.pop("id")): token for token in whole["added_tokens"]}
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "added_tokens_decoder": added}
     if end is not None:
         config["eos_token"] = backend.id_to_token(end)
-    if whole["pre_tokenizer"] and "add_prefix_space" in whole["pre_tokenizer"]:  # else transformers makes it false
+    if whole["pre_tokenizer"] and "add_prefix_space" in whole["pre_tokenizer"]:  # transformers' default is false
         config["add_prefix_space"] = whole["pre_tokenizer"]["add_prefix_space"]
     (directory / WHOLE).write_text(backend.to_str(), encoding="utf-8")
     (directory / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What stands beside a vocabulary in a checkpoint's directory: settings, and the special and the added tokens."""
+"""The settings beside a vocabulary in a checkpoint's directory: options, special tokens and added tokens."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 class Said(NamedTuple):
-    """Settings, special tokens by name, added tokens by id, and the file that has those."""
+    """The options, the special tokens by name, the added tokens by id, and the file with the added tokens."""
 
     fields: dict[str, Any]
     special: dict[str, AddedToken]
@@ -24,8 +24,8 @@ class Said(NamedTuple):
 
 
 def read_settings(directory: Path) -> Said:
-    """What the files of a directory say. Like transformers, we look at the older files only where
-    tokenizer_config.json has no `added_tokens_decoder`. Raises ValueError naming the file that is damaged."""
+    """The settings in a directory. Older files are read only if tokenizer_config.json has no `added_tokens_decoder`, as
+    transformers does. Raises ValueError naming a damaged file."""
     fields = {"tokenizer_class": _object(directory / "config.json").get("tokenizer_class")}
     file = directory / CONFIG
     fields |= _object(file)
@@ -40,7 +40,7 @@ def read_settings(directory: Path) -> Said:
 
 
 def _special(file: Path, fields: dict[str, Any]) -> dict[str, AddedToken]:
-    """The tokens with a name, and those without one under a number."""
+    """The special tokens by name; those of the lists EXTRA are named by number, as in extra_special_tokens[0]."""
     special = {name: _token(file, name, fields[name]) for name in NAMES if fields.get(name) is not None}
     for name in EXTRA:
         extra = fields.get(name) or []

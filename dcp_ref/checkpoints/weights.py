@@ -1,11 +1,11 @@
-"""Checkpoints: directories in Hugging Face layout, read and checked before anything is used, and written whole.
+"""Checkpoints: directories in Hugging Face layout, checked when they are read, and written whole.
 
     config.json          Config
     model.safetensors    the parameters; or shards of them, listed in model.safetensors.index.json
-    tokenizer.json       or vocab.json and merges.txt, and what goes with them (tokenizer_files.py); may be absent
-    generation_config.json   its eos_token_id, if it has one, comes before config.json's
+    tokenizer.json       or vocab.json and merges.txt, with their settings (tokenizer_files.py); may be missing
+    generation_config.json   its eos_token_id, if it has one, overrides config.json's
 
-Nothing is ever unpickled. In memory the parameters are one flat dict of arrays: `shapes` lists the names.
+In memory the parameters are one flat dict of arrays: `shapes` lists the names.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ DTYPES = (np.float16, np.float32, np.float64)
 
 
 class Model(NamedTuple):
-    """A config, its parameters, and the tokenizer, if there is one."""
+    """A config, its parameters, and a tokenizer or None."""
 
     config: Config
     params: Params
@@ -40,7 +40,7 @@ class Model(NamedTuple):
 
 
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Every parameter of such a model in order, with its shape; weights are [in, out]."""
+    """The name and shape of every parameter, in order; weights are [in, out]."""
     C, inner, r = config.n_embd, config.inner_dim, config.int_n_embd
     block: dict[str, tuple[int, ...]] = {
         "ln_1.weight": (C,), "ln_1.bias": (C,),
@@ -60,7 +60,7 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
 
 
 def init_params(config: Config, seed: int) -> Params:
-    """Fresh float32 parameters: GPT-2's initialisation; interaction weights as in the paper, beta = 2."""
+    """New random float32 parameters: GPT-2's initialisation, and the paper's for interaction weights, with beta = 2."""
     rng = np.random.default_rng(seed)
     params = {}
     for name, shape in shapes(config).items():
@@ -76,11 +76,11 @@ def init_params(config: Config, seed: int) -> Params:
 
 
 def load(path_or_name: str | PathLike[str]) -> Model:
-    """The model in a directory, or the shipped one of that name (a directory of that name comes first).
+    """The model in a directory, or else the shipped model with that name.
 
-    float32 and float64 weights are read-only views of the mapped file: copy one to change it, and do not rewrite the
-    file in place while the model is in use (`save` replaces it, which is fine). 16-bit ones become float32 copies.
-    What a save replaces meanwhile is read anew: all is of one set. Raises CheckpointError.
+    float32 and float64 weights are read-only views of the mapped file. Copy one to change it, and do not write into the
+    file while the model is in use; `save` is fine, as it replaces the file. 16-bit weights become float32 copies.
+    If a save comes in between, all files are read again, so they belong together. Raises CheckpointError.
     """
     return steady(files.find_model(path_or_name), _load)
 
@@ -99,7 +99,7 @@ def _load(directory: Path) -> Model:
 
 
 def _read_config(directory: Path) -> tuple[Config, bool]:
-    """The config, and whether a file says what ends a text; if none does, the config has GPT2Config's default."""
+    """The config, and whether a file names its eos_token_id; otherwise that is GPT2Config's default."""
     file, generation = directory / "config.json", directory / GENERATION
     fields = files.read_json(file)
     told = files.read_json(generation) if current(generation).exists() else {}
@@ -118,10 +118,11 @@ def _read_config(directory: Path) -> tuple[Config, bool]:
 
 
 def save(model: Model, directory: str | PathLike[str]) -> None:
-    """Write a directory that `load` reads, and transformers too where there are no interaction weights.
+    """Write a directory for `load`, and for transformers if the model has no interaction weights.
 
-    The files are replaced together or not at all (files.replacing). Without a tokenizer, one that is there stays.
-    Raises CheckpointError for a model that `load` would refuse, before anything is written, and OSError.
+    The files are replaced together or not at all (replacing.py). A model without a tokenizer leaves the directory's
+    tokenizer as it is. Raises CheckpointError, before anything is written, for a model that `load` would refuse; and
+    OSError.
     """
     config, params, tokenizer = model
     params = checked(config, params, lambda name: "model")
@@ -131,15 +132,16 @@ def save(model: Model, directory: str | PathLike[str]) -> None:
         files.write_tensors(temporary / "model.safetensors", params)
         if tokenizer is not None:
             tokenizer.save(temporary)
-        if current(Path(directory) / GENERATION).exists():  # `load` will ask it before config.json
+        if current(Path(directory) / GENERATION).exists():  # it overrides config.json
             fields = files.read_json(Path(directory) / GENERATION) | {"eos_token_id": config.eos_token_id}
             (temporary / GENERATION).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def checked(config: Config, params: Params, where: Callable[[str], str]) -> Params:
-    """The parameters in order, without a tied copy of the head. where(name): the file that a tensor is from.
+    """The parameters in the order of `shapes`, without a tied copy of the head.
 
-    Raises CheckpointError when they are not finite floats, or not those of the config.
+    Raises CheckpointError when they are not finite floats, or do not match the config; where(name) is the file that the
+    message names.
     """
     params = dict(params)
     head = params.pop(HEAD, None) if config.tie_word_embeddings else None
@@ -151,7 +153,7 @@ def checked(config: Config, params: Params, where: Callable[[str], str]) -> Para
                                   "they do not belong together")
         if array.dtype not in DTYPES:
             raise CheckpointError(f"{place} has dtype {array.dtype}; convert it to float32")
-        if not np.isfinite([array.min(), array.max()]).all():  # a NaN is both; no temporary as large as the array
+        if not np.isfinite([array.min(), array.max()]).all():  # min and max of an array with a NaN are NaN
             raise CheckpointError(f"{place} holds a NaN or an infinity; use an earlier checkpoint")
         files.forget(array)
     if head is not None:
@@ -164,14 +166,15 @@ def checked(config: Config, params: Params, where: Callable[[str], str]) -> Para
 
 
 def _check_tokenizer(config: Config, tokenizer: Tokenizer | None, place: object) -> None:
-    """A few ids that the model has no row for, as of an added token, may be there: no text may use them."""
+    """Raises CheckpointError for a tokenizer with far more ids than the model. A few more may belong to added tokens,
+    which no text may use."""
     if tokenizer is not None and tokenizer.vocab_size > 2 * config.vocab_size:
         raise CheckpointError(f"{place}: the tokenizer has {tokenizer.vocab_size} ids, but vocab_size is "
                               f"{config.vocab_size}; use the tokenizer that belongs to the model")
 
 
 def _check_names(config: Config, params: Params, where: Callable[[str], str]) -> None:
-    last = f"h.{config.n_layer - 1}.ln_1.weight"  # looked at first: n_layer may be too large to list
+    last = f"h.{config.n_layer - 1}.ln_1.weight"  # first: n_layer may be too large to list all names
     expected = shapes(config).keys() if last in params else {last}
     for name in (*sorted(expected - params.keys()), *sorted(params.keys() - expected)):
         remedy = f"the file is not whole, or is of another model than the config (n_layer {config.n_layer})"

@@ -1,4 +1,4 @@
-"""`dcp-ref evaluate`: perplexity and context kept on texts, their curve over rules, and zero-shot tasks."""
+"""`dcp-ref evaluate`: perplexity and context kept on texts, for one rule or many, and zero-shot tasks."""
 
 import argparse
 import json
@@ -12,15 +12,46 @@ from dcp_ref.checkpoints import inputs
 from dcp_ref.cli import evaluate_sweep, options
 from dcp_ref.runtime.engine import Engine
 
-NEEDS = {  # an option, and those that mean nothing without it
+NEEDS = {  # an option, and the options that mean nothing without it
     "text": ("context", "stride", "max_tokens", "batch", "sweep"),
     "task": ("data", "limit"),
     "sweep": ("models", "dense", "thresholds", "out"),
 }
+HELP = "measure perplexity and context kept, or accuracy in zero-shot tasks"
+DESCRIPTION = """Measure perplexity and the share of context kept on texts, or accuracy in a zero-shot task.
+
+Texts go through the cache token by token, in windows of T tokens that begin every S tokens. Each window scores the
+tokens that no earlier window scored: so from the second window on, a scored token has at least T - S tokens of
+context. The share kept is the mean, over layers, of how much of the scored tokens' context a layer still holds.
+"""
+EPILOG = """examples:
+  dcp-ref evaluate --text valid.txt.xz --max-tokens 20000
+  dcp-ref evaluate --text book.txt --policy sinks:4,60 --stride 128
+  dcp-ref evaluate --text book.txt --sweep --out curve
+  dcp-ref evaluate --task hellaswag --data hellaswag.jsonl --limit 100
+"""
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    options.add_model(p, default=None)
+    text = p.add_argument_group("perplexity").add_argument
+    text("--text", nargs="+", action="extend", default=[], metavar="FILE",
+         help="UTF-8 text, as it is or as .xz; - is standard input; lines <|endoftext|> separate documents")
+    text("--context", type=int, metavar="T", help="tokens of a window (default: n_positions)")
+    text("--stride", type=int, metavar="S", help="tokens from one window's start to the next's (default: the context)")
+    text("--max-tokens", type=int, metavar="N", help="score the first N tokens only (default: all)")
+    text("--batch", type=int, metavar="N", help="windows decoded at once (default: as many as 1 GB holds, at most 64)")
+    evaluate_sweep.add_options(p)
+    task = p.add_argument_group("zero-shot task").add_argument
+    task("--task", choices=sorted(tasks.TASKS), help="the task; a learned rule is compared with the dense policy")
+    task("--data", metavar="FILE", help="its items, one JSON object a line; - is standard input")
+    task("--limit", type=int, metavar="N", help="use the first N items only (default: all)")
+    options.add_engine(p)
+    options.add_json(p)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure, then print tables, or one JSON object."""
+    """Measure, then print tables or one JSON object."""
     check(args)
     (_task if args.task else evaluate_sweep.run if args.sweep else _text)(args)
 

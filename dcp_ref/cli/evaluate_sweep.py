@@ -1,4 +1,4 @@
-"""`dcp-ref evaluate --sweep`: perplexity against context kept, as a table, JSON and a plot."""
+"""`dcp-ref evaluate --sweep`: perplexity against context kept for many rules, as a table, JSON and a plot."""
 
 import argparse
 import json
@@ -7,12 +7,25 @@ from pathlib import Path
 import numpy as np
 
 from dcp_ref.analysis import perplexity, sweep, sweep_plot, texts
+from dcp_ref.checkpoints import pictures
 from dcp_ref.cli import options
 from dcp_ref.training.data import read_documents
 
 
+def add_options(p: argparse.ArgumentParser) -> None:
+    add = p.add_argument_group("sweep over rules").add_argument
+    add("--sweep", action="store_true", help="measure --text with the learned rule and with untrained rules")
+    add("--models", nargs="+", action="extend", default=[], metavar="DIR",
+        help="other pruned models, one point each at threshold 0; if --model is not given, there is no curve")
+    add("--dense", metavar="DIR", help="the model for the dense line and the fixed rules (default: the same model, its "
+                                       "learned rule off)")
+    add("--thresholds", nargs="+", type=float, action="extend", default=[], metavar="T",
+        help="thresholds of the curve, besides 0 (default: those that keep about 100, 50, 20, 10, 5, 2 and 1%%)")
+    add("--out", metavar="PREFIX", help="also write PREFIX.json, PREFIX.md and PREFIX.png (needs matplotlib)")
+
+
 def run(args: argparse.Namespace) -> None:
-    """Measure every point, then print the table, or one JSON object; into files too, with the plot."""
+    """Measure every point, then print the table or one JSON object; with --out, write both and the plot."""
     if args.out:
         _prepare(args.out)
     plan = _plan(args)
@@ -30,12 +43,13 @@ def run(args: argparse.Namespace) -> None:
     print(json.dumps(result) if args.json else text)
     if args.out:
         Path(f"{args.out}.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        Path(f"{args.out}.md").write_text(text + "\n", encoding="utf-8", errors="surrogateescape")  # names as on disk
+        # surrogateescape: a file name that is no UTF-8 stays as it is on the disk
+        Path(f"{args.out}.md").write_text(text + "\n", encoding="utf-8", errors="surrogateescape")
         sweep_plot.plot(points, Path(f"{args.out}.png"), title)
 
 
 def _note(plan: sweep.Sweep) -> str:
-    """What a reader must know of the dense line and the fixed rules; nothing of a model that was trained dense."""
+    """A warning where the dense line and the fixed rules come from a model that was trained to drop."""
     name, model = plan.base
     if model.config.int_n_embd is None:
         return ""
@@ -43,8 +57,10 @@ def _note(plan: sweep.Sweep) -> str:
 
 
 def _prepare(out: str) -> None:
-    """Before the work: what would keep the files from being written. Raises ValueError."""
-    sweep_plot.check_matplotlib()
+    """Raises ValueError, before the work, where the files could not be written."""
+    problem = pictures.unavailable()
+    if problem:
+        raise ValueError(f"--out draws a plot, but {problem}")
     if out.endswith("/") or Path(out).is_dir():
         raise ValueError(f"--out {out} is a directory: give the beginning of file names in it, as {Path(out, 'curve')}")
     try:
@@ -62,7 +78,7 @@ def _plan(args: argparse.Namespace) -> sweep.Sweep:
 
 
 def _common_tokens(plan: sweep.Sweep, args: argparse.Namespace) -> np.ndarray:  # -> [N]
-    """The texts' tokens, if all models find the same. Raises ValueError."""
+    """The tokens of the texts. Raises ValueError when the models' tokenizers find different ones."""
     documents = read_documents(args.text)  # once: standard input cannot be read again
     tokens = texts.tokens_of(plan.base[1], documents, args.max_tokens)
     for name, model in plan.pruned:

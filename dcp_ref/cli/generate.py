@@ -1,4 +1,4 @@
-"""`dcp-ref generate`: prompts in, their continuations out as they grow."""
+"""`dcp-ref generate`: continue prompts, and print the text as it grows."""
 
 import argparse
 import json
@@ -15,9 +15,29 @@ from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.generation import Row, make_rows, prompt_ids, step
 from dcp_ref.runtime.sampling import Sampling
 
+HELP = "continue prompts"
+
+
+def add_options(p: argparse.ArgumentParser) -> None:
+    add = p.add_argument
+    add("prompts", nargs="*", metavar="PROMPT", help="a text to continue; without any, standard input is the prompt")
+    add("--file", nargs="+", action="extend", default=[], help="files, each one prompt; - is standard input")
+    options.add_model(p)
+    add("--max-new-tokens", type=int, default=100, metavar="N", help="add at most N tokens (default: 100)")
+    add("--temperature", type=float, default=0.8, metavar="X",
+        help="divide the logits by X; 0 takes the likeliest token (default: 0.8)")
+    add("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens only (default: from all)")
+    add("--top-p", type=float, default=0.95, metavar="P",
+        help="draw from the fewest tokens whose probabilities add up to P (default: 0.95)")
+    add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same text (default: 0)")
+    add("--stop", action="append", default=[], metavar="TEXT",
+        help=r"end before this text; \n, \t, \r and \\ mean newline, tab, return and backslash; can be repeated")
+    options.add_engine(p)
+    options.add_json(p)
+
 
 def run(args: argparse.Namespace) -> None:
-    """Stream the prompts' continuations to stdout, then facts to stderr; or one JSON object."""
+    """Stream the texts to stdout, then a line of facts to stderr; or print one JSON object."""
     prompts = _prompts(args)
     stop = [unescaped(_utf8("--stop", text.encode("utf-8", "surrogateescape"))) for text in args.stop]
     sampling = Sampling(args.temperature, args.top_k, args.top_p)
@@ -32,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         output.update()
         while step(engine, rows, sampling):
-            held = _held(engine, rows, held[1])  # of whole steps: Ctrl-C comes in the middle of one
+            held = _held(engine, rows, held[1])  # now: Ctrl-C would leave a step half done
             output.update()
     finally:
         for row in rows:
@@ -41,25 +61,26 @@ def run(args: argparse.Namespace) -> None:
 
 
 def unescaped(text: str) -> str:
-    r"""The text with its \n, \t, \r and \\ replaced by what they stand for: a shell passes them on as they are."""
+    r"""The text with \n, \t, \r and \\ replaced by the characters that they mean: a shell does not replace them."""
     meant = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
     return re.sub(r"\\([ntr\\])", lambda found: meant[found[1]], text)
 
 
 def _held(engine: Engine, rows: list[Row], bytes_before: int) -> tuple[int, int]:
-    """The tokens that the layers hold, or held when their row ended, and the largest size of the cache so far."""
+    """The tokens that all layers hold (for a row that has ended: held at its end), and the cache's largest size so far.
+    """
     stats = engine.stats()
     return stats.live_tokens + sum(row.live for row in rows), max(bytes_before, stats.bytes_owned)
 
 
 class _Output:
-    """Prints texts one below the other, though they grow side by side; or everything as JSON at the end."""
+    """Prints the texts one below the other although they grow at the same time; or JSON at the end."""
 
     def __init__(self, prompts: list[str], rows: list[Row], as_json: bool) -> None:
         self.prompts, self.rows, self.as_json, self.written = prompts, rows, as_json, 0
 
     def update(self) -> None:
-        """Print what has come: the texts up to the first that has not ended."""
+        """Print all that is settled, up to the end of the first text that still grows."""
         if self.as_json:
             return
         text = ""
@@ -73,7 +94,7 @@ class _Output:
         print(new, end="", flush=True)
 
     def finish(self, facts: dict[str, Any]) -> None:
-        """Print the rest: all rows have ended."""
+        """Print the rest and the facts, when all rows have ended."""
         self.update()
         if self.as_json:
             generations = [{"prompt": prompt, "text": row.text, "ids": row.ids, "stop_reason": row.stop_reason}
@@ -103,7 +124,7 @@ def _facts(engine: Engine, held: tuple[int, int], rows: list[Row], seconds: floa
 
 
 def _prompts(args: argparse.Namespace) -> list[tuple[str, str]]:
-    """(name for messages, text) of each prompt: the arguments, then the files, or else standard input."""
+    """(name for messages, text) of each prompt: arguments, then files; without either, standard input."""
     names = ["the prompt"] if len(args.prompts) == 1 else [f"prompt {n + 1}" for n in range(len(args.prompts))]
     prompts = [(name, _utf8(name, text.encode("utf-8", "surrogateescape")))
                for name, text in zip(names, args.prompts, strict=True)]

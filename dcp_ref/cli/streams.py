@@ -1,27 +1,29 @@
-"""The command's standard streams, where one of them is closed, full, or read by nobody."""
+"""The command's standard streams, where one of them is closed, full or no longer read; and what is said on them."""
 
 import contextlib
 import io
 import os
 import re
+import shlex
 import sys
 from typing import Any, TextIO
 
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # what would end a line, or steer a terminal
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # would end a line, or control a terminal
 
 
 def fill() -> bool:
-    """Put the null device where a stream is closed: else the next file opened got its number, and what it is sent.
+    """Open the null device in place of closed streams: else the next file opened would get a stream's number, and what
+    is meant for that stream would go into the file.
 
-    Returns whether stdout was closed; then what is written there still fails.
+    Returns whether stdout was closed. Writing to it fails then, as before.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDONLY if number == 1 else os.O_RDWR)  # gets the lowest number free: this one
+            os.open(os.devnull, os.O_RDONLY if number == 1 else os.O_RDWR)  # gets the lowest free number: this one
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (as long as the process)
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (open as long as the process lives)
     if sys.stdout is not None:
         return False
     sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w", encoding="utf-8")  # noqa: SIM115 (the same)
@@ -29,7 +31,7 @@ def fill() -> bool:
 
 
 class Heedless:
-    """A stream for messages, which ends nothing: from the first one that it cannot write on, it drops them."""
+    """A stream for messages that never raises: after the first message that it cannot write, it drops them all."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -50,7 +52,7 @@ class Heedless:
 
 
 def silence(stream: TextIO) -> None:
-    """Send what a stream still holds, and all that comes, nowhere: the interpreter would try, and fail, at its exit."""
+    """Send the stream's buffer, and all later output, to the null device: else the interpreter would fail at exit."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)
@@ -59,12 +61,18 @@ def silence(stream: TextIO) -> None:
 
 
 def as_utf8(stream: TextIO) -> None:
-    """Text is UTF-8 wherever it goes, and is seen line by line in a pipe too; names that are no text are as on disk."""
+    """Write UTF-8 whatever the locale, and line by line into a pipe too; file names that are no UTF-8 stay as they are
+    on the disk."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(encoding="utf-8", errors="surrogateescape", line_buffering=True)
 
 
 def say(name: str, message: object) -> None:
-    """One line on stderr. A message's spaces stay, as they may be a file name's."""
+    """Write one line on stderr, control characters escaped. Spaces stay: they may belong to a file's name."""
     line = CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), str(message))
     print(f"{name}: {line}", file=sys.stderr)
+
+
+def ready(directory: str) -> None:
+    """Say how to generate text with a model that is now in this directory."""
+    print(f'ready: dcp-ref generate "The old man looked at the sea" --model {shlex.quote(directory)}')

@@ -1,4 +1,4 @@
-"""From text files to token ids, and from token ids to batches."""
+"""Text files to token ids, and token ids to batches."""
 
 import lzma
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ from dcp_ref.checkpoints.tokenizer import END_OF_TEXT, Tokenizer
 from dcp_ref.runtime.sampling import row_stream
 from dcp_ref.training.settings import TrainSettings
 
-PIECE = 1_000_000  # characters given to the tokenizer at once
-TOKENIZER_PIECES = 16  # the vocabulary is learned from about so many pieces, spread over the text
-HELD_OUT = 0.01  # share of the tokens that validate when there is no file for it
+CHUNK = 1_000_000  # most characters given to the tokenizer at once
+VOCABULARY_CHUNKS = 16  # a vocabulary is learned from about this many chunks, spread evenly over the text
+HELD_OUT = 0.01  # share of the tokens to validate on when no file is given for that
 
 
 def read_texts(
     settings: TrainSettings, tokenizer: Tokenizer | None, context: int, pool: Executor
 ) -> tuple[Tokenizer, np.ndarray, np.ndarray]:
-    """The tokenizer given, or else a new one, and the token ids to train and to validate on.
+    """The tokenizer (a new one, if None is given), the token ids to train on, and those to validate on.
 
-    Raises ValueError for files that cannot be read, and for text shorter than one sequence and the token after it.
+    Raises ValueError for a file that cannot be read, and for a text too short for one sequence and its last target.
     """
     documents = read_documents(settings.text)
     held_out = read_documents(settings.valid)
@@ -31,7 +31,7 @@ def read_texts(
     parts = (tokens, tokenize(tokenizer, held_out, pool)) if settings.valid else split(tokens)
     for name, paths, part in zip(("text", "valid"), (settings.text, settings.valid), parts, strict=True):
         if len(part) <= context:
-            source = ", ".join(map(inputs.name, paths)) or "the last hundredth of the text, which is validated on"
+            source = ", ".join(map(inputs.name, paths)) or "the last 1% of the text, which is validated on"
             remedy = "more text" if paths else "valid, files to validate on"
             raise ValueError(f"{name}: {source}: {len(part)} tokens are too few for a context of {context}; "
                              f"give {remedy}, or a smaller context")
@@ -39,9 +39,9 @@ def read_texts(
 
 
 def read_documents(paths: Sequence[str]) -> list[str]:
-    """The documents of UTF-8 text files (`.xz` ones unpacked; - is standard input), lines `<|endoftext|>` between them.
+    """The documents of UTF-8 files, in which `<|endoftext|>` separates them; .xz is unpacked, - is standard input.
 
-    Raises ValueError naming the file that cannot be read.
+    Raises ValueError naming a file that cannot be read.
     """
     inputs.check(paths)
     documents: list[str] = []
@@ -57,51 +57,52 @@ def read_documents(paths: Sequence[str]) -> list[str]:
     return [document for document in documents if document]
 
 
-def pieces(document: str) -> list[str]:
-    """A document cut before spaces into parts of at most PIECE characters: GPT-2's words begin with their space."""
+def chunks(document: str) -> list[str]:
+    """The document in chunks of at most CHUNK characters, cut before spaces, with which GPT-2's words begin."""
     cuts = [0]
-    while len(document) - cuts[-1] > PIECE:
-        space = document.rfind(" ", cuts[-1] + 1, cuts[-1] + PIECE)
-        cuts.append(space if space > 0 else cuts[-1] + PIECE)
+    while len(document) - cuts[-1] > CHUNK:
+        space = document.rfind(" ", cuts[-1] + 1, cuts[-1] + CHUNK)
+        cuts.append(space if space > 0 else cuts[-1] + CHUNK)
     return [document[a:b] for a, b in zip(cuts, [*cuts[1:], len(document)], strict=True)]
 
 
 def train_tokenizer(documents: Sequence[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE learned from an even sample of the documents' pieces."""
-    parts = [part for document in documents for part in pieces(document)]
-    stride = max(1, round(sum(map(len, parts)) / (TOKENIZER_PIECES * PIECE)))
-    return Tokenizer.train(parts[::stride], vocab_size)
+    """A byte-level BPE learned from an even sample of the documents' chunks."""
+    every = [chunk for document in documents for chunk in chunks(document)]
+    stride = max(1, round(sum(map(len, every)) / (VOCABULARY_CHUNKS * CHUNK)))
+    return Tokenizer.train(every[::stride], vocab_size)
 
 
 def tokenize(tokenizer: Tokenizer, documents: Sequence[str], pool: Executor) -> np.ndarray:
-    """The documents' token ids, end of text after each (where there is such a token): uint16 or uint32 [N].
+    """The token ids of the documents, each followed by an end of text if the tokenizer has one: uint16 or uint32 [N].
 
-    What the tokenizer puts before a text comes before each too, but an end of text is not written twice.
+    Each document begins with the tokenizer's prefix. If the prefix is itself an end of text, it comes once, at the
+    start: before the other documents the end of the previous one stands for it.
     """
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     once, each = (tokenizer.prefix, []) if tokenizer.prefix == end else ([], tokenizer.prefix)
 
     def encode(document: str) -> np.ndarray:
-        ids = [np.array(tokenizer.encode(part, begins=False), dtype) for part in pieces(document)]
+        ids = [np.array(tokenizer.encode(part, begins=False), dtype) for part in chunks(document)]
         return np.concatenate([np.array(each, dtype), *ids, np.array(end, dtype)])
 
     return np.concatenate([np.array(once if documents else [], dtype), *pool.map(encode, documents)])
 
 
 def split(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Training and validation tokens: the last HELD_OUT of them validate."""
+    """The tokens to train on and those to validate on, which are the last HELD_OUT of them."""
     cut = len(tokens) - int(len(tokens) * HELD_OUT)
     return tokens[:cut], tokens[cut:]
 
 
 def windows(tokens: np.ndarray, starts: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets, int64 [B, T] each: the T = `context` tokens from each start, and those one further on."""
-    block = tokens[starts[:, None] + np.arange(context + 1)].astype(np.int64)
-    return block[:, :-1], block[:, 1:]
+    """Inputs and targets, int64 [B, T]: the T = `context` tokens from each start, and the token after each."""
+    ids = tokens[starts[:, None] + np.arange(context + 1)].astype(np.int64)
+    return ids[:, :-1], ids[:, 1:]
 
 
 def batch(tokens: np.ndarray, size: int, context: int, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random windows [B, T]. They depend on (seed, step) alone, so a resumed run sees what an unbroken one would."""
+    """Random windows [B, T], chosen by (seed, step) alone: a resumed run sees the same ones as an unbroken run."""
     starts = row_stream(seed, step).integers(0, len(tokens) - context, size)
     return windows(tokens, starts, context)

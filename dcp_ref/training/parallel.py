@@ -21,37 +21,37 @@ Result = TypeVar("Result")
 
 
 def processors() -> int:
-    """The threads that can work at once here: processors that this process may use, at most OMP_NUM_THREADS."""
+    """How many threads can work at once: the processors that this process may use, at most OMP_NUM_THREADS."""
     if hasattr(os, "process_cpu_count"):  # Python 3.13: what taskset, cpusets and PYTHON_CPU_COUNT leave
         count = os.process_cpu_count() or 1
     else:
         count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for name in ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT"):
-        bound = os.environ.get(name, "").split(",")[0].strip()  # "4,2" is 4, and 2 within each
+        bound = os.environ.get(name, "").split(",")[0].strip()  # "4,2" means 4 threads, and 2 in nested regions
         if bound.isdecimal():
             count = min(count, int(bound) or count)
     return count
 
 
 class Pool(Executor):
-    """Threads, and how many: fewer than asked for if the system refuses some, and the caller's own if it refuses all.
+    """A pool of threads: fewer than asked for if the system refuses some; if it refuses all, the caller does the work.
 
-    They are started here, so that nothing can be refused later.
+    All threads start in the constructor, so that none can be refused later.
     """
 
     def __init__(self, threads: int) -> None:
         self._executor, self.threads = _started(threads)
-        if self._executor is None or self.threads < threads:  # `tokenizers` would panic when its own are refused
+        if self._executor is None or self.threads < threads:  # `tokenizers` panics if its own threads are refused
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """As Executor.submit; without threads, it returns when the work is done."""
+        """As Executor.submit. Without threads, the work is done before it returns."""
         if self._executor is not None:
             return self._executor.submit(function, *args, **kwargs)
         future: Future[Any] = Future()
         try:
             future.set_result(function(*args, **kwargs))
-        except Exception as error:  # an interrupt is the caller's own here
+        except Exception as error:  # not KeyboardInterrupt, which is for the caller
             future.set_exception(error)
         return future
 
@@ -62,11 +62,11 @@ class Pool(Executor):
 
 
 def _started(threads: int) -> tuple[ThreadPoolExecutor | None, int]:
-    """So many threads that run, or as many as the system gives, and how many; None and 1 for the caller's own."""
+    """An executor whose threads all run, and their number; (None, 1) if the system refuses them all."""
     executor, gate, n = ThreadPoolExecutor(max(1, threads)), threading.Event(), 0
     try:
         while n < threads:
-            executor.submit(gate.wait)  # as nobody is idle, each of these starts a thread
+            executor.submit(gate.wait)  # no thread is idle, so each call starts one
             n += 1
     except RuntimeError:  # can't start new thread
         pass
@@ -79,10 +79,10 @@ def _started(threads: int) -> tuple[ThreadPoolExecutor | None, int]:
 
 
 def side_by_side(function: Callable[[Item], Result], items: Iterable[Item], pool: Pool) -> Iterator[Result]:
-    """function(item) of each, in order, as `map` gives them.
+    """The results of function(item), in the items' order, computed in parallel.
 
-    At most pool.threads are begun and not yet handed out: results that wait for a slower one before them do not pile
-    up. One item alone is done here, and may use all threads that NumPy's BLAS has.
+    At most pool.threads items are begun and not yet yielded, so results do not pile up behind a slow one. A single item
+    is computed in the caller's thread, where NumPy's BLAS may use all of its threads.
     """
     items = list(items)
     if len(items) == 1:
@@ -92,18 +92,18 @@ def side_by_side(function: Callable[[Item], Result], items: Iterable[Item], pool
     with one_thread():
         for item in items:
             done = [begun.popleft().result()] if len(begun) == pool.threads else []
-            begun.append(pool.submit(function, item))  # first, so that no thread waits for who takes the result
+            begun.append(pool.submit(function, item))  # before the yield: threads need not wait for the caller
             yield from done
         while begun:
             yield begun.popleft().result()
 
 
 def keep_memory() -> None:
-    """From now on, glibc keeps the memory of freed arrays for new ones. For a process that only trains, at its start.
+    """Make glibc keep the memory of freed arrays for new ones. Call it at the start of a process that only trains.
 
-    Otherwise large arrays come as fresh pages, which the system has to clear: a fifth of a step of GPT-2 small. There
-    is no way back, as glibc does not tell its settings: so `train`, which others call too, leaves them alone. Another
-    libc stays as it is.
+    Without it, the system has to clear new pages for each large array: a fifth of a step of GPT-2 small. It cannot be
+    undone, because glibc does not tell its settings, so `train` leaves the choice to its caller. Other C libraries are
+    left alone.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
@@ -112,7 +112,7 @@ def keep_memory() -> None:
 
 
 class _Limit:
-    """How many are inside `one_thread`, and the threads that each BLAS used before the first of them."""
+    """How many callers are inside `one_thread`, and the threads of each BLAS before the first of them."""
 
     lock, users = threading.Lock(), 0
     before: tuple[int, ...] = ()
@@ -120,11 +120,11 @@ class _Limit:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Inside, the OpenBLAS that comes with NumPy's wheels uses one thread a call; its own threads would fight ours.
+    """Inside, the OpenBLAS of NumPy's wheels uses one thread a call, as its threads would compete with ours.
 
-    They wait by spinning: measured on 2 cores that had other work too, training-sized products took 2 to 4 times as
-    long without this. With any other BLAS nothing happens; set OMP_NUM_THREADS=1 before starting then. Several threads
-    may be inside, and leave in any order: the last one puts back what the first one found.
+    OpenBLAS threads wait by spinning: on 2 busy cores, matrix products of a training step took 2 to 4 times as long
+    with them. Any other BLAS is left alone: set OMP_NUM_THREADS=1 for it before the start. Several threads may be
+    inside and leave in any order; the last one restores what the first one found.
     """
     libraries = _openblas()
     with _Limit.lock:
@@ -146,7 +146,7 @@ def _set_threads(threads: Iterable[int]) -> None:
         getattr(library, SETTER)(n)
 
 
-@functools.cache  # every step asks
+@functools.cache  # looked up in every step
 def _openblas() -> list[ctypes.CDLL]:
     root = Path(np.__file__).parent
     paths = [*root.parent.glob("numpy.libs/*openblas*"), *root.glob(".dylibs/*openblas*")]

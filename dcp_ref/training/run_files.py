@@ -1,10 +1,10 @@
-"""The files of a training run. Each is replaced as a whole, so that a kill at any moment leaves a state to resume.
+"""The files of a training run. Each is replaced whole, so a run that is killed at any moment can resume.
 
-    settings.json                          written first: the directory is this run's; and which weights teach
-    tokenizer.json, tokenizer_config.json, train.npy, valid.npy   made once, before the first step
+    settings.json                          written first, to claim the directory; also the teacher's fingerprint
+    tokenizer.json, tokenizer_config.json, train.npy, valid.npy   written once, before the first step
     checkpoint.safetensors                 step, config, parameters and optimizer state: what a run resumes from
-    metrics.jsonl                          one row a step; those beyond the checkpoint go when a run resumes
-    metrics.png                            a picture of them, if asked for
+    metrics.jsonl                          one row a step; rows after the checkpoint are removed on resuming
+    metrics.png                            the picture of the metrics, with the setting `plot`
     config.json, model.safetensors         the model, for dcp_ref.load; replaced together with the checkpoint
 """
 
@@ -28,7 +28,7 @@ from dcp_ref.training.steering import Steering
 
 try:
     import fcntl
-except ImportError:  # no Unix
+except ImportError:  # not Unix
     fcntl = None  # type: ignore[assignment]
 
 CHECKPOINT, SETTINGS, METRICS, PLOT = "checkpoint.safetensors", "settings.json", "metrics.jsonl", "metrics.png"
@@ -37,15 +37,15 @@ FILES = (CHECKPOINT, METRICS, PLOT, "tokenizer.json", "tokenizer_config.json", "
 
 
 class TrainingError(RuntimeError):
-    """A run that had to stop; its directory still holds the last checkpoint."""
+    """A run had to stop; its directory still holds the last checkpoint."""
 
 
 @contextlib.contextmanager
 def alone(directory: Path) -> Iterator[None]:
-    """Inside, no other run may use `directory`, which is made, and removed again if nothing was written there.
+    """Inside, no other run may use `directory`. It is made if it is missing, and removed again if it stays empty.
 
-    The lock is the system's and on the directory itself: it ends with the process, and leaves no file. Where the system
-    or its disk knows no locks, nothing is locked. Raises ValueError while another run has it.
+    The system locks the directory itself, until the process ends at the latest; there is no lock file. On a system or
+    disk without locks, nothing is locked. Raises ValueError while another run has the lock.
     """
     made = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def alone(directory: Path) -> Iterator[None]:
             yield
         finally:
             for path in made:
-                with contextlib.suppress(OSError):  # it is not empty
+                with contextlib.suppress(OSError):  # not empty: keep it
                     path.rmdir()
     finally:
         os.close(handle)
@@ -69,13 +69,13 @@ def _lock(handle: int, directory: Path) -> None:
     except BlockingIOError:
         raise ValueError(f"out: another run is training into {directory}: wait for its end, or give another out "
                          "directory") from None
-    except OSError:  # such as some network disks
+    except OSError:  # this disk has no locks, as some network disks
         pass
 
 
 @dataclass
 class State:
-    """All that a step changes. `step` counts the steps taken; `m` and `v` hold what is trained, and nothing else."""
+    """All that a step changes. `step` counts the steps taken; `m` and `v` have the names of the trained parameters."""
 
     step: int
     config: Config
@@ -86,7 +86,7 @@ class State:
 
     @classmethod
     def fresh(cls, config: Config, params: Params, only_interaction: bool = False) -> "State":
-        """Before the first step: float32 copies of `params`, no momentum."""
+        """The state before the first step: float32 copies of `params`, and moments of 0."""
         own = {name: np.array(p, np.float32) for name, p in params.items()}
         trained = {name: p for name, p in own.items() if INTERACTION.fullmatch(name) or not only_interaction}
         m, v = ({name: np.zeros_like(p) for name, p in trained.items()} for _ in range(2))
@@ -98,18 +98,18 @@ def save_state(directory: Path, state: State) -> None:
     groups = {"params": state.params, "m": state.m, "v": state.v}
     tensors = {f"{group}/{name}": array for group, arrays in groups.items() for name, array in arrays.items()}
     rest = {"step": state.step, "config": state.config.to_dict(), "steering": state.steering}
-    metadata = {"state": json.dumps(rest)}  # one key: no random order
+    metadata = {"state": json.dumps(rest)}  # one key: several would be written in a random order
     with files.replacing(directory) as temporary:
         (temporary / CHECKPOINT).write_bytes(save(tensors, metadata))
 
 
 def load_state(directory: Path) -> State:
-    """Read checkpoint.safetensors; raises TrainingError when that is no checkpoint."""
+    """The state in checkpoint.safetensors. Raises TrainingError when it cannot be read."""
     groups: dict[str, Params] = {"params": {}, "m": {}, "v": {}}
     try:
         with safe_open(current(directory / CHECKPOINT), framework="numpy") as file:
             stored = json.loads(file.metadata()["state"])
-            for key in file.keys():  # noqa: SIM118 - it is no dict
+            for key in file.keys():  # noqa: SIM118 - not a dict
                 group, name = key.split("/")
                 groups[group][name] = file.get_tensor(key)
         config = Config.from_dict(stored["config"])
@@ -119,7 +119,7 @@ def load_state(directory: Path) -> State:
 
 
 def load_settings(directory: Path) -> dict:
-    """What settings.json holds; raises TrainingError when that is not what a run wrote."""
+    """The fields in settings.json. Raises TrainingError when no run wrote it so."""
     path = current(directory / SETTINGS)
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -131,7 +131,7 @@ def load_settings(directory: Path) -> dict:
 
 
 def load_tokens(path: Path) -> np.ndarray:
-    """The token ids in train.npy or valid.npy, mapped; raises TrainingError when they are not there."""
+    """The token ids in train.npy or valid.npy, mapped from the file. Raises TrainingError when it cannot be read."""
     try:
         tokens = np.load(current(path), mmap_mode="r")
         if tokens.ndim != 1 or tokens.dtype.kind != "u":
@@ -146,17 +146,17 @@ def append_metrics(directory: Path, row: dict) -> None:
     with (directory / METRICS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
         file.flush()
-        os.fsync(file.fileno())  # no checkpoint may be ahead of its rows
+        os.fsync(file.fileno())  # on the disk before the checkpoint of its step
 
 
 def load_metrics(directory: Path) -> list[dict]:
-    """The rows of metrics.jsonl, none without one; raises TrainingError naming a line that is no row of a run."""
+    """The rows of metrics.jsonl; none if it is missing. Raises TrainingError naming a line that is not a row."""
     path = current(directory / METRICS)
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            if line.endswith(b"\n"):  # else a kill has cut it
+            if line.endswith(b"\n"):  # else the run was killed while it wrote the line
                 rows.append(json.loads(line))
                 if not all(isinstance(rows[-1][name], (int, float)) for name in ("step", "seconds", "cross_entropy")):
                     raise ValueError("no row of a run")
@@ -167,7 +167,7 @@ def load_metrics(directory: Path) -> list[dict]:
 
 
 def truncate_metrics(directory: Path, step: int) -> float:
-    """Keep the rows of the first `step` steps. Returns the seconds they took."""
+    """Keep only the rows of the first `step` steps. Returns the seconds that they took."""
     rows = [row for row in load_metrics(directory) if row["step"] <= step]
     with files.replacing(directory) as temporary:
         (temporary / METRICS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

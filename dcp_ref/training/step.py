@@ -1,4 +1,4 @@
-"""The mathematics of training: one step, and the measurement on validation text."""
+"""One step of training, and the measurement on validation text."""
 
 import math
 
@@ -16,7 +16,7 @@ from dcp_ref.training.run_files import State, TrainingError
 from dcp_ref.training.settings import TrainSettings
 from dcp_ref.training.steering import steer
 
-# What is not finite stops the run, with a message; NumPy's warnings before it say less. Each thread has to be told.
+# A loss that is not finite stops the run with a message, so NumPy's warnings are off; each thread sets that for itself.
 quiet = np.errstate(over="ignore", invalid="ignore")
 
 
@@ -35,7 +35,7 @@ def train_step(
     norm = global_norm(grads)
     if not (math.isfinite(loss[0]) and math.isfinite(norm)):
         raise TrainingError(
-            f"step {step + 1}: the loss is {loss[0]}, the gradient's length {norm}; {settings.out} keeps the last "
+            f"step {step + 1}: the loss is {loss[0]}, the gradient's norm {norm}; {settings.out} keeps the last "
             "checkpoint. A lower learning_rate may help, in another out directory"
         )
     clip(grads, norm, settings.clip)
@@ -50,7 +50,7 @@ def train_step(
 
 
 def gamma_of(settings: TrainSettings, state: State, ids: np.ndarray) -> float:
-    """The weight of the sparsity loss in this step, steered if it is to be, by the batch's first sequence."""
+    """The weight of the sparsity loss in this step; with target_kept it is steered by the batch's first sequence."""
     if settings.target_kept is None:
         return settings.gamma
     kept = share_kept(forward(state.params, ids[:1], state.config, kernels=native.kernels(threads=1)), state.config)
@@ -62,11 +62,11 @@ def batch_gradients(
     state: State, ids: np.ndarray, targets: np.ndarray, alpha: float, gamma: float, *, size: int, pool: Pool,
     teacher: Model | None = None, distill: float = 0.0,
 ) -> tuple[np.ndarray, Params]:
-    """Mean Loss, and gradients of what is trained, over a batch, `size` sequences at a time.
+    """The mean Loss of a batch, and the gradients of the trained parameters, from parts of `size` sequences.
 
-    Added up in the order of the sequences, so the result does not depend on which thread was faster.
+    The parts are added up in their order, so the result does not depend on which thread was faster.
     """
-    kernels = native.kernels(threads=1)  # beside one another, or beside BLAS's threads, which wait by spinning
+    kernels = native.kernels(threads=1)  # parts run in parallel; alone, BLAS's spinning threads would be in the way
 
     @quiet
     def part(start: int) -> tuple[tuple, Params]:
@@ -95,10 +95,9 @@ def perplexity(
     params: Params, config: Config, tokens: np.ndarray, context: int, windows: int, *, pool: Pool | None = None,
     kernels: Kernels = NUMPY,
 ) -> tuple[float, float]:
-    """Perplexity at alpha = inf, and the share of context kept, over evenly spaced windows of `context` tokens.
+    """Perplexity and the share of context kept at alpha = inf, over evenly spaced windows of `context` tokens.
 
-    The share is the mean over layers and pairs j < i of the mask in force (1 for a model without interaction weights).
-    Raises ValueError when `context` has no pair, and when there are too few tokens for a window and its last target.
+    Raises ValueError when `context` has no pair j < i, or there are too few tokens for a window and its last target.
     """
     if context < 2 or len(tokens) <= context:
         raise ValueError(f"context is {context}: it must be at least 2, and less than the {len(tokens)} tokens")
@@ -116,6 +115,6 @@ def perplexity(
 
 
 def share_kept(result: Forward, config: Config) -> float:
-    """The mean over layers, sequences and pairs j < i of the mask in force, which a `forward` has found."""
+    """The share kept in a `forward`: the mean over layers, sequences and pairs j < i of the mask in force."""
     mask = np.cumprod(result.interaction, axis=0) if config.propagate_in_depth else result.interaction
     return float(np.mean(mask[..., *np.tril_indices(mask.shape[-1], -1)], dtype=np.float64))

@@ -11,11 +11,11 @@ from dcp_ref.config import Config
 from dcp_ref.training import run_files
 from dcp_ref.training.settings import TrainSettings
 
-FINGERPRINT = "teacher_sha256"  # where settings.json has it
+FINGERPRINT = "teacher_sha256"  # its field in settings.json
 
 
 def load(settings: TrainSettings) -> weights.Model | None:
-    """The teacher, if there is to be one. Raises ValueError when that model is none to learn from."""
+    """The teacher, or None if the settings name none. Raises ValueError when it cannot teach."""
     if settings.teacher is None:
         return None
     teacher = weights.load(settings.teacher)
@@ -28,7 +28,7 @@ def load(settings: TrainSettings) -> weights.Model | None:
 
 
 def load_again(settings: TrainSettings, config: Config) -> weights.Model | None:
-    """The teacher of a run that goes on. Raises ValueError when it is not the one that the run began with."""
+    """The teacher of a run that resumes. Raises ValueError when it is not the one that the run began with."""
     teacher = load(settings)
     check(settings, teacher, config, Tokenizer.from_directory(settings.out))
     check_unchanged(settings, teacher, run_files.load_settings(Path(settings.out)))
@@ -36,7 +36,7 @@ def load_again(settings: TrainSettings, config: Config) -> weights.Model | None:
 
 
 def check(settings: TrainSettings, teacher: weights.Model | None, config: Config, tokenizer: Tokenizer | None) -> None:
-    """Raises ValueError when the teacher cannot read what the student, of that config and tokenizer, reads."""
+    """Raises ValueError when the teacher cannot read the student's sequences: other tokens, or too few positions."""
     if teacher is None:
         return
     same_tokens = tokenizer is not None and tokenizer.vocabulary == teacher.tokenizer.vocabulary  # type: ignore
@@ -50,7 +50,7 @@ def check(settings: TrainSettings, teacher: weights.Model | None, config: Config
 
 
 def fingerprint(teacher: weights.Model | None) -> str | None:
-    """SHA-256 of its weights: a run has to go on with those that it began with."""
+    """SHA-256 of the teacher's weights, by which a run that resumes knows its teacher."""
     if teacher is None:
         return None
     digest = hashlib.sha256()
@@ -61,9 +61,9 @@ def fingerprint(teacher: weights.Model | None) -> str | None:
 
 
 def check_unchanged(settings: TrainSettings, teacher: weights.Model | None, stored: dict) -> None:
-    """Raises ValueError when the teacher has other weights than when the run began that wrote `stored`, its settings.
+    """Raises ValueError when the weights are not those of the fingerprint in the `stored` settings of the run.
 
-    A run that stored no fingerprint is older than they are.
+    Older runs stored no fingerprint: then nothing is checked.
     """
     own = fingerprint(teacher)
     if stored.get(FINGERPRINT, own) != own:

@@ -1,7 +1,5 @@
 """The plot of a sweep: every line that has points, and a picture."""
 
-import sys
-
 import pytest
 
 from dcp_ref.analysis import sweep_plot
@@ -14,7 +12,6 @@ POINTS = [Point(rule, "m", rule, 0.0, share, 30.0 + n, 3.4, None) for n, (rule, 
 
 def test_a_picture(tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    sweep_plot.check_matplotlib()
     for n, points in enumerate([POINTS, POINTS[:1]]):
         sweep_plot.plot(points, tmp_path / f"{n}.png", "title")
         assert (tmp_path / f"{n}.png").read_bytes().startswith(b"\x89PNG")
@@ -37,10 +34,3 @@ def test_a_failure_leaves_the_older_picture(tmp_path, monkeypatch):
 
 def test_every_rule_has_a_line():
     assert {p.rule for p in POINTS} == {"dense", *sweep_plot.STYLES}
-
-
-def test_without_matplotlib(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ValueError, match=r'matplotlib is missing, .* pip install "dcp-ref\[plot\]"'):
-        sweep_plot.check_matplotlib()

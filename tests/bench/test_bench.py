@@ -9,9 +9,10 @@ import pytest
 from cli_tools import assert_refused, call
 
 from dcp_ref import Config, Engine, native, policies
-from dcp_ref.bench.decoding import Decoding, calibrated, random_model, random_prompt
-from dcp_ref.bench.parts import Attention, Linears, kv_bytes, peak_rss
-from dcp_ref.cli import bench as cli_bench
+from dcp_ref.bench.comparison import pays_from, scoring_share
+from dcp_ref.bench.decoding import Decoding, Point, calibrated, random_model, random_prompt
+from dcp_ref.bench.parts import Attention, Linears, kv_bytes, packed, peak_rss
+from dcp_ref.cli import bench
 
 CONFIG = Config(vocab_size=97, n_positions=160, n_embd=32, n_layer=3, n_head=2, int_n_embd=16, eos_token_id=None)
 MODEL = random_model(CONFIG)
@@ -58,8 +59,7 @@ def test_steps_feed_every_sequence():
 
 @built
 def test_the_parts_count_what_they_read():
-    engine = Engine(MODEL, policy=policies.dense)
-    linears = Linears(engine, 5)
+    linears = Linears(packed(MODEL), 5)
     linears.step()
     matrices = 3 * 12 * 32 * 32 + 32 * 97
     assert linears.flops == 2 * 5 * matrices
@@ -77,8 +77,8 @@ def test_peak_rss():
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(cli_bench, "random_model", lambda: MODEL)
-    monkeypatch.setattr(cli_bench, "QUICK_CONTEXTS", (16, 64))
+    monkeypatch.setattr(bench, "random_model", lambda: MODEL)
+    monkeypatch.setattr(bench, "QUICK_CONTEXTS", (16, 64))
 
 
 def test_json(capsys, small):
@@ -101,9 +101,9 @@ def test_the_table_and_the_files(capsys, small, tmp_path, monkeypatch):
     assert code == 0 and len(tables) == 3 * 4 and {len(row) for row in tables} == {4}
     assert tables[0] == ["| tokens/s at", "no scores", "0% dropped", "80% dropped |"]
     assert "Scoring, while nothing is dropped, takes " in out and "A step with 80% dropped is faster " in out
-    assert 'no plots without matplotlib: pip install "dcp-ref[plot]"' in err
+    assert "no plot: matplotlib cannot be imported (" in err and '): pip install "dcp-ref[plot]"' in err
     assert (tmp_path / "a" / "b" / "bench.md").read_text(encoding="utf-8") == out
-    assert cli_bench.report(json.loads((tmp_path / "a" / "b" / "bench.json").read_text())) + "\n" == out
+    assert bench.report(json.loads((tmp_path / "a" / "b" / "bench.json").read_text())) + "\n" == out
 
 
 def test_refusals(capsys, small, tmp_path):
@@ -116,10 +116,10 @@ def test_refusals(capsys, small, tmp_path):
 def test_where_pruning_pays():
     def points(*seconds):
         rules = (("dense", 0.0), ("learned", 0.0), ("learned", 0.8))
-        return [cli_bench.Point(context, rule, share, share, s, 1 / s, 1, 1.0)
+        return [Point(context, rule, share, share, s, 1 / s, 1, 1.0)
                 for context, *row in seconds for (rule, share), s in zip(rules, row, strict=True)]
 
     found = points((1, 8, 10, 7), (2, 8, 10, 9), (3, 8, 10, 7))
-    assert cli_bench.pays_from(found) == {"80%": {"learned": 1, "dense": 3}}
-    assert cli_bench.pays_from(points((1, 8, 10, 7), (2, 8, 10, 11))) == {"80%": {"learned": None, "dense": None}}
-    assert cli_bench.scoring_share(found, 2) == pytest.approx(0.2)
+    assert pays_from(found) == {"80%": {"learned": 1, "dense": 3}}
+    assert pays_from(points((1, 8, 10, 7), (2, 8, 10, 11))) == {"80%": {"learned": None, "dense": None}}
+    assert scoring_share(found, 2) == pytest.approx(0.2)

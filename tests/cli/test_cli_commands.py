@@ -14,6 +14,7 @@ from training_tools import SHAPE, failing, write_text
 from dcp_ref import __version__
 from dcp_ref.checkpoints import weights
 from dcp_ref.cli import command as cli
+from dcp_ref.cli import train
 from dcp_ref.training import TrainingError, TrainSettings
 
 MODEL = text_model()
@@ -55,7 +56,7 @@ def test_typos_are_argparse_s_to_explain(capsys, arguments):
 
 def test_train_takes_every_setting_as_an_option(capsys, monkeypatch):
     given = []
-    monkeypatch.setattr(cli, "train", given.append)
+    monkeypatch.setattr(train, "train", given.append)
     assert call(capsys, "train", "--text", "a", "--out", "m")[0] == 0
     assert given.pop() == TrainSettings(text=("a",), out="m")
     changed = dict(
@@ -90,9 +91,9 @@ def test_train_and_use_the_model(capsys, tmp_path):
 
 def test_train_stopped(capsys, monkeypatch):
     arguments = ["--text", "a", "--out", "m"]
-    monkeypatch.setattr(cli, "train", failing(print, 1, KeyboardInterrupt(), after=False))
-    assert_refused(call(capsys, "train", *arguments), "interrupted; the same command goes on", code=130)
-    monkeypatch.setattr(cli, "train", failing(print, 1, TrainingError("the loss is nan"), after=False))
+    monkeypatch.setattr(train, "train", failing(print, 1, KeyboardInterrupt(), after=False))
+    assert_refused(call(capsys, "train", *arguments), "interrupted; give the same command to resume", code=130)
+    monkeypatch.setattr(train, "train", failing(print, 1, TrainingError("the loss is nan"), after=False))
     assert_refused(call(capsys, "train", *arguments), "the loss is nan", code=1)
 
 

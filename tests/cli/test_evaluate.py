@@ -18,7 +18,7 @@ from dcp_ref.analysis import sweep, texts
 from dcp_ref.analysis.perplexity import evaluate
 from dcp_ref.checkpoints import weights
 from dcp_ref.checkpoints.tokenizer import Tokenizer
-from dcp_ref.cli import options
+from dcp_ref.cli import command
 
 MODEL = text_model()
 DOCUMENTS = ["the old man looked at the sea, and the sea was grey; " * 4, "señor, 海は灰色 🌊, the naïve old man said."]
@@ -109,9 +109,9 @@ def test_options_reach_the_engine(run, book):
 @pytest.mark.parametrize("number", ["-inf", "-Infinity", "-1e-3", "-2.5E+1", "-.5", "-1."])
 def test_a_negative_number_is_no_option(number):
     arguments = ["evaluate", "--thresholds", number, number, "--threshold", number, "--text", "book.txt"]
-    args = options.parser().parse_args(arguments)
+    args = command.parser().parse_args(arguments)
     assert (args.threshold, args.thresholds, args.text) == (float(number), [float(number)] * 2, ["book.txt"])
-    assert options.parser().parse_args(["generate", "the sea", "--threshold", number]).threshold == float(number)
+    assert command.parser().parse_args(["generate", "the sea", "--threshold", number]).threshold == float(number)
 
 
 def test_the_table(run, book):
@@ -205,7 +205,7 @@ def test_refusals(run, book, arguments, words):
 
 
 def test_a_place_that_cannot_be_made(run, book, monkeypatch):
-    monkeypatch.setattr("dcp_ref.analysis.sweep_plot.check_matplotlib", lambda: None)
+    monkeypatch.setattr("dcp_ref.checkpoints.pictures.unavailable", lambda: None)
     assert_refused(run("--text", book, "--sweep", "--out", f"{book}/new/curve"),
                    f"--out: cannot make {book}/new (Not a directory): give another place")
 
@@ -224,5 +224,6 @@ def test_a_missing_matplotlib_is_said_before_the_work(run, book, tmp_path, monke
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setattr(texts, "load", lambda name: 1 / 0)
-    assert_refused(run("--text", book, "--sweep", "--out", str(tmp_path / "a" / "b")), "matplotlib is missing")
+    assert_refused(run("--text", book, "--sweep", "--out", str(tmp_path / "a" / "b")),
+                   "--out draws a plot, but matplotlib cannot be imported (", '): pip install "dcp-ref[plot]"')
     assert not (tmp_path / "a").exists()

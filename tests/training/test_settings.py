@@ -84,7 +84,7 @@ def test_bad_text_is_named_before_anything_is_written(tmp_path, content, message
 def test_text_too_short_to_hold_out_a_part_is_refused(tmp_path):
     path = tmp_path / "text.txt"
     path.write_text("the old man " * 30)
-    with pytest.raises(ValueError, match=r"valid: the last hundredth .* too few .* give valid, files .* smaller"):
+    with pytest.raises(ValueError, match=r"valid: the last 1% of the text, .* too few .* give valid, files .* smaller"):
         train(run_settings(str(path), tmp_path / "run", valid=()), progress=False)
 
 

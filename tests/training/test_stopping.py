@@ -135,7 +135,7 @@ def test_the_command_saves_and_exits_as_is_usual(text, unbroken, tmp_path, numbe
     """
     done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, check=False)
     assert done.returncode == 128 + number, done.stderr
-    assert "the same command goes on from here" in done.stderr and "Traceback" not in done.stderr
+    assert "give the same command to resume" in done.stderr and "Traceback" not in done.stderr
     assert load_state(out).step == 5
     train(settings, progress=False)
     assert result(out) == unbroken

@@ -8,9 +8,7 @@ from training_tools import run_settings, write_text
 
 from dcp_ref.checkpoints import weights
 from dcp_ref.checkpoints.tokenizer import Tokenizer
-from dcp_ref.training import run_files as checkpoint_files
-from dcp_ref.training import teacher as teaching
-from dcp_ref.training import train
+from dcp_ref.training import run_files, teacher, train
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +58,9 @@ def test_a_teacher_with_too_few_positions_or_no_tokenizer(text, dense, tmp_path)
 def test_a_teacher_is_read_and_hashed_once(text, dense, tmp_path, monkeypatch):
     """By a fresh run, and by one that goes on; by a finished one, not at all."""
     read, hashed = [], []
-    real_load, real_hash = weights.load, teaching.fingerprint
+    real_load, real_hash = weights.load, teacher.fingerprint
     monkeypatch.setattr(weights, "load", lambda path: read.append(path) or real_load(path))
-    monkeypatch.setattr(teaching, "fingerprint", lambda teacher: hashed.append(teacher) or real_hash(teacher))
+    monkeypatch.setattr(teacher, "fingerprint", lambda model: hashed.append(model) or real_hash(model))
     for stop_at in (1, 2, 2):
         train(run_settings(text, tmp_path / "run", teacher=dense, stop_at=stop_at), progress=False)
         assert len(read) == len(hashed) == stop_at
@@ -73,9 +71,9 @@ def test_a_teacher_that_went_away_or_changed_is_named_on_resuming(text, dense, t
     shutil.copytree(dense, teacher)
     settings = run_settings(text, out, teacher=teacher, steps=2)
     train(settings, progress=False)
-    state = checkpoint_files.load_state(out)
+    state = run_files.load_state(out)
     state.step = 1
-    checkpoint_files.save_state(out, state)
+    run_files.save_state(out, state)
     model = weights.load(teacher)
     changed = {name: p.copy() for name, p in model.params.items()}
     changed["ln_f.bias"][-1] += 1e-3
@@ -85,7 +83,7 @@ def test_a_teacher_that_went_away_or_changed_is_named_on_resuming(text, dense, t
     assert before == {path: path.read_bytes() for path in out.iterdir()}
     weights.save(model, teacher)
     train(settings, progress=False)
-    checkpoint_files.save_state(out, state)
+    run_files.save_state(out, state)
     Tokenizer.train(["eleven elves levelled hills " * 9], 270).save(teacher)
     refused(settings, "another vocabulary")
     shutil.rmtree(teacher)

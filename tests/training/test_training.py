@@ -1,4 +1,4 @@
-"""The pieces of training against plain references."""
+"""The parts of training against plain references."""
 
 import json
 import lzma
@@ -17,8 +17,7 @@ from dcp_ref.checkpoints import weights
 from dcp_ref.checkpoints.tokenizer import Tokenizer
 from dcp_ref.config import Config
 from dcp_ref.model import forward, loss_and_grads
-from dcp_ref.training import TrainSettings, data, parallel, perplexity, schedules, step
-from dcp_ref.training import run_files as checkpoint_files
+from dcp_ref.training import TrainSettings, data, parallel, perplexity, run_files, schedules, step
 from dcp_ref.training.optimizer import adamw, clip, global_norm
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -88,7 +87,7 @@ def test_batch_is_windows_of_the_text_and_a_function_of_seed_and_step():
 
 
 def test_documents_become_tokens_with_one_end_of_text_after_each(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "PIECE", 7)
+    monkeypatch.setattr(data, "CHUNK", 7)
     plain, packed = tmp_path / "a.txt", tmp_path / "b.txt.xz"
     plain.write_text("one two three four\n<|endoftext|>\nfünf\n")
     packed.write_bytes(lzma.compress(b"six\r\n"))
@@ -111,7 +110,7 @@ def test_a_byte_order_mark_and_windows_lines_are_no_part_of_a_document(tmp_path)
 
 
 def test_what_the_tokenizer_puts_before_a_text_comes_before_each_document(monkeypatch):
-    monkeypatch.setattr(data, "PIECE", 3)
+    monkeypatch.setattr(data, "CHUNK", 3)
     for before, expected in (("<s>", "<s>a b c</s><s>d</s>"), ("</s>", "</s>a b c</s>d</s>")):
         backend = Tokenizer.train(["a b c d"], 260)._backend
         backend.add_special_tokens(["<s>", "</s>"])
@@ -131,11 +130,11 @@ def test_last_hundredth_of_the_tokens_validates():
 
 
 @given(words=st.lists(st.sampled_from(["a", "bb", "ccc", "\n", "dddddddddddd"]), max_size=20))
-def test_pieces_put_together_are_the_document(words):
+def test_chunks_put_together_are_the_document(words):
     document = " ".join(words)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "PIECE", 5)
-        parts = data.pieces(document)
+        patch.setattr(data, "CHUNK", 5)
+        parts = data.chunks(document)
     assert "".join(parts) == document
     assert all(len(part) <= 5 for part in parts)
 
@@ -170,7 +169,7 @@ def test_perplexity_needs_a_pair_and_enough_tokens(context, tokens):
 
 def test_gradients_of_a_batch_do_not_depend_on_micro_batch_nor_threads():
     config = Config(vocab_size=11, n_positions=9, n_embd=8, n_layer=2, n_head=2, int_n_embd=4)
-    state = checkpoint_files.State.fresh(config, weights.init_params(config, 0))
+    state = run_files.State.fresh(config, weights.init_params(config, 0))
     ids, targets = data.batch(np.arange(99) % 11, 6, 9, 0, 0)
     whole_loss, whole = loss_and_grads(state.params, ids, targets, config, 2.0, 0.5)
     for size, threads in ((1, 1), (1, 3), (2, 2), (6, 1)):

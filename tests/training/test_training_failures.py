@@ -16,8 +16,7 @@ from training_tools import failing, result, run_settings
 from dcp_ref.checkpoints import files, weights
 from dcp_ref.checkpoints.tokenizer import Tokenizer
 from dcp_ref.config import Config
-from dcp_ref.training import TrainingError, loop, step, train
-from dcp_ref.training import run_files as checkpoint_files
+from dcp_ref.training import TrainingError, loop, run_files, step, train
 
 ROW = b'{"step": 1, "cross_entropy": 1.5, "seconds": 2}'
 
@@ -28,9 +27,9 @@ def test_full_disk_leaves_the_last_checkpoint(text, unbroken, tmp_path, monkeypa
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     target = {
         "train.npy": (np, "save", 1),
-        "checkpoint.safetensors": (checkpoint_files, "save_state", 3),
+        "checkpoint.safetensors": (run_files, "save_state", 3),
         "model.safetensors": (files, "write_tensors", 2),
-        "metrics.jsonl": (checkpoint_files, "append_metrics", 4),
+        "metrics.jsonl": (run_files, "append_metrics", 4),
     }[file]
     with monkeypatch.context() as patch:
         patch.setattr(*target[:2], failing(getattr(*target[:2]), target[2], full, after=False))
@@ -40,7 +39,7 @@ def test_full_disk_leaves_the_last_checkpoint(text, unbroken, tmp_path, monkeypa
     if file == "train.npy":
         assert [file.name for file in out.iterdir()] == ["settings.json"]
     else:
-        assert checkpoint_files.load_state(out).step == 2
+        assert run_files.load_state(out).step == 2
     train(run_settings(text, out), progress=False)
     assert result(out) == unbroken
 
@@ -67,7 +66,7 @@ def test_progress_that_cannot_be_shown_costs_no_step(text, unbroken, tmp_path, m
             patch.setattr(loop.Bar, "update", failing(lambda *_: None, 3, error, after=False))
         with pytest.raises(raised, match=message):
             train(run_settings(text, out), progress=False)
-    assert checkpoint_files.load_state(out).step == 3  # one is saved every 2 steps
+    assert run_files.load_state(out).step == 3  # one is saved every 2 steps
     train(run_settings(text, out), progress=False)
     assert result(out) == unbroken
 
@@ -95,7 +94,7 @@ def test_loss_or_gradient_that_is_not_finite_stops_the_run(text, tmp_path, monke
     monkeypatch.setattr(step, "batch_gradients", spoiled)
     with pytest.raises(TrainingError, match=r"step 6: .*(nan|inf).*keeps the last"):
         train(run_settings(text, tmp_path / "run"), progress=False)
-    state = checkpoint_files.load_state(tmp_path / "run")
+    state = run_files.load_state(tmp_path / "run")
     assert state.step == 4
     assert all(np.isfinite(p).all() for p in state.params.values())
 
@@ -108,7 +107,7 @@ def test_a_run_that_diverges_says_so_and_nothing_else(text, tmp_path, micro_batc
               progress=False)
 
 
-@pytest.mark.parametrize("name", checkpoint_files.FILES)
+@pytest.mark.parametrize("name", run_files.FILES)
 def test_files_that_are_not_of_this_run_are_not_overwritten(text, tmp_path, name):
     (tmp_path / name).write_text("precious")
     with pytest.raises(ValueError, match=f"holds {name} but no settings"):
@@ -120,7 +119,7 @@ def test_model_and_checkpoint_are_of_one_step_whatever_fails(text, unbroken, tmp
     """At every single call of the system while both are saved; and the run goes on from either."""
     out, n, reached, steps = tmp_path / "run", 0, True, set()
     train(run_settings(text, out, stop_at=3), progress=False)
-    old = checkpoint_files.load_state(out)
+    old = run_files.load_state(out)
     new = dataclasses.replace(old, step=4, params={name: p + 1 for name, p in old.params.items()})
     while reached:
         n += 1
@@ -128,7 +127,7 @@ def test_model_and_checkpoint_are_of_one_step_whatever_fails(text, unbroken, tmp
         with failing_at(n, failing(print, 1, KeyboardInterrupt())) as happened, contextlib.suppress(KeyboardInterrupt):
             loop.save(out, new)
         reached = happened()
-        state, model = checkpoint_files.load_state(out), weights.load(out)
+        state, model = run_files.load_state(out), weights.load(out)
         assert all(np.array_equal(p, state.params[name]) for name, p in model.params.items())
         steps.add(state.step)
     assert steps == {3, 4} and n > 20
@@ -159,9 +158,9 @@ def test_a_kill_while_preparing_does_not_matter(text, unbroken, tmp_path, monkey
 )
 def test_damaged_files_are_named(text, tmp_path, name, content, message):
     train(run_settings(text, tmp_path / "run", steps=2), progress=False)
-    state = checkpoint_files.load_state(tmp_path / "run")
+    state = run_files.load_state(tmp_path / "run")
     state.step = 1
-    checkpoint_files.save_state(tmp_path / "run", state)
+    run_files.save_state(tmp_path / "run", state)
     (tmp_path / "run" / name).write_bytes(content)
     with pytest.raises(TrainingError, match=message):
         train(run_settings(text, tmp_path / "run", steps=2), progress=False)
@@ -180,9 +179,9 @@ def test_damaged_checkpoint_is_named(text, tmp_path):
 def test_damaged_tokens_are_named(text, tmp_path, name, damage):
     out, path = tmp_path / "run", tmp_path / "run" / name
     train(run_settings(text, out, steps=2), progress=False)
-    state = checkpoint_files.load_state(out)
+    state = run_files.load_state(out)
     state.step = 1
-    checkpoint_files.save_state(out, state)
+    run_files.save_state(out, state)
     {
         "gone": path.unlink,
         "empty": lambda: path.write_bytes(b""),

@@ -17,8 +17,7 @@ from training_tools import STEPS, failing, result, run_settings, write_text
 
 from dcp_ref import Config
 from dcp_ref.checkpoints import weights
-from dcp_ref.training import TrainSettings, data, loop, perplexity, train
-from dcp_ref.training import run_files as checkpoint_files
+from dcp_ref.training import TrainSettings, data, loop, perplexity, run_files, train
 
 
 def test_training_lowers_the_loss_and_leaves_a_model(text, tmp_path):
@@ -96,8 +95,8 @@ def test_resumed_run_equals_an_unbroken_one(text, unbroken, tmp_path_factory, st
     out = tmp_path_factory.mktemp("broken") / "run"
     owner, name = {
         "train_step": (loop, "train_step"),
-        "append": (checkpoint_files, "append_metrics"),
-        "save": (checkpoint_files, "save_state"),
+        "append": (run_files, "append_metrics"),
+        "save": (run_files, "save_state"),
     }[where]
     for stop in stops:
         with pytest.MonkeyPatch.context() as patch:
@@ -180,7 +179,7 @@ NO_LOCKS = types.SimpleNamespace(flock=failing(print, 1, OSError(errno.EBADF, ""
 
 @pytest.mark.parametrize("fcntl", [None, NO_LOCKS])
 def test_where_nothing_can_be_locked_a_run_goes_on(text, unbroken, tmp_path, monkeypatch, fcntl):
-    monkeypatch.setattr(checkpoint_files, "fcntl", fcntl)
+    monkeypatch.setattr(run_files, "fcntl", fcntl)
     train(run_settings(text, tmp_path / "run"), progress=False)
     assert result(tmp_path / "run") == unbroken
 

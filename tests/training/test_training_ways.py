@@ -8,8 +8,7 @@ from training_tools import failing, result, run_settings
 
 from dcp_ref.checkpoints import weights
 from dcp_ref.checkpoints.weights import INTERACTION
-from dcp_ref.training import loop, train
-from dcp_ref.training import run_files as checkpoint_files
+from dcp_ref.training import loop, run_files, train
 
 WAYS = {
     "from scratch": {},
@@ -42,7 +41,7 @@ def test_each_way_resumes_to_the_bit_with_any_number_of_threads(text, dense, tmp
     with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         patch.setattr(loop, "train_step", failing(loop.train_step, 6, ZeroDivisionError("killed")))
         train(settings_of(way, text, tmp_path / "broken", dense), progress=False)
-    assert checkpoint_files.load_state(tmp_path / "broken").step == 4
+    assert run_files.load_state(tmp_path / "broken").step == 4
     train(settings_of(way, text, tmp_path / "broken", dense, threads=1), progress=False)
     assert result(tmp_path / "broken") == result(tmp_path / "whole")
     model, rows = weights.load(tmp_path / "whole"), result(tmp_path / "whole")[2]
@@ -67,7 +66,7 @@ def test_only_the_interaction_weights_change_in_a_run(text, dense, tmp_path):
     before, after = weights.load(dense).params, weights.load(tmp_path / "run").params
     assert all((after[name] == p).all() for name, p in before.items())
     assert (after["h.0.attn.int_bias"] != 2).all()
-    state = checkpoint_files.load_state(tmp_path / "run")
+    state = run_files.load_state(tmp_path / "run")
     assert state.m.keys() == state.v.keys() == after.keys() - before.keys()
 
 

@@ -36,5 +36,8 @@ def check(paths: Sequence[str]) -> None:
 
 
 def decoded(data: bytes) -> str:
-    """The text of UTF-8 bytes, without a byte order mark and and with Windows line ends as newlines. Raises UnicodeDecodeError."""
+    """The text of UTF-8 bytes, without a byte order mark, and with newlines alone as line ends.
+
+    Raises UnicodeDecodeError.
+    """
     return data.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")

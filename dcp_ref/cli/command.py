@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     stdout_was_closed = streams.fill()
     with contextlib.redirect_stderr(cast(TextIO, streams.Heedless(sys.stderr))):
-        name, top = "dcp-ref", parser()
+        arguments = sys.argv[1:] if arguments is None else list(arguments)
+        name, top = "dcp-ref", parser(arguments)
         try:
             args = top.parse_args(arguments)
             if args.command is None:
@@ -60,16 +61,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _flushed(name, _run(name, args, stdout_was_closed))
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of the whole command; `args.command` is None when no subcommand is given."""
+def parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of these arguments, with the options of the subcommands that they name alone.
+
+    `args.command` is None when no subcommand is given.
+    """
     top = options.Parser(prog="dcp-ref", epilog=EXAMPLES,
                          description="Dynamic Context Pruning: GPT-2 that drops the context it does not need.")
     top.add_argument("--version", action="version", version=f"dcp-ref {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for name, module in COMMANDS.items():
         described = getattr(module, "DESCRIPTION", f"{module.HELP[0].upper()}{module.HELP[1:]}.")
-        module.add_options(commands.add_parser(name, help=module.HELP, description=described,
-                                               epilog=getattr(module, "EPILOG", None)))
+        one = commands.add_parser(name, help=module.HELP, description=described, epilog=getattr(module, "EPILOG", None))
+        if name in arguments:
+            module.add_options(one)
     return top
 
 

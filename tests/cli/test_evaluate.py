@@ -109,9 +109,9 @@ def test_options_reach_the_engine(run, book):
 @pytest.mark.parametrize("number", ["-inf", "-Infinity", "-1e-3", "-2.5E+1", "-.5", "-1."])
 def test_a_negative_number_is_no_option(number):
     arguments = ["evaluate", "--thresholds", number, number, "--threshold", number, "--text", "book.txt"]
-    args = command.parser().parse_args(arguments)
+    args = command.parser(arguments).parse_args(arguments)
     assert (args.threshold, args.thresholds, args.text) == (float(number), [float(number)] * 2, ["book.txt"])
-    assert command.parser().parse_args(["generate", "the sea", "--threshold", number]).threshold == float(number)
+    assert command.parser(["generate"]).parse_args(["generate", "the sea", "--threshold", number]).threshold == float(number)
 
 
 def test_the_table(run, book):

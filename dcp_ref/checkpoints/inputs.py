@@ -36,5 +36,5 @@ def check(paths: Sequence[str]) -> None:
 
 
 def decoded(data: bytes) -> str:
-    """The text of UTF-8 bytes, without a byte order mark and and with Windows line ends as newlines. Raises UnicodeDecodeError."""
+    """The text of UTF-8 bytes, without a byte order mark and with \\n ending each line. Raises UnicodeDecodeError."""
     return data.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")

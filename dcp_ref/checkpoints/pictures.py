@@ -20,7 +20,7 @@ def unavailable() -> str | None:
 
 
 def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure of so many inches. It is not registered with pyplot, so it needs no display and no closing."""
+    """An empty figure, in inches. It is not registered with pyplot: it needs neither a display nor closing."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

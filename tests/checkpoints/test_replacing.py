@@ -59,7 +59,7 @@ def test_a_failure_of_every_single_call_leaves_one_of_the_two_sets(tmp_path, fai
 
 def test_a_kill_at_every_single_call_leaves_one_of_the_two_sets(tmp_path):
     """The children of one process, which end without any cleaning up."""
-    exits = run_python(KILLED, tmp_path).split()
+    exits = run_python(KILLED, tmp_path, Path(__file__).parent).split()
     assert len(exits) > 20 and set(exits[:-1]) == {"9"} and exits[-1] == "0"
     seen = [which(tmp_path / str(n)) for n in range(1, len(exits) + 1)]
     assert seen[0] == "old" and seen[-1] == "new" and seen == sorted(seen, reverse=True)
@@ -72,6 +72,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from fault_tools import failing_at
+sys.path.append(sys.argv[2])
 from test_replacing import NEW, OLD
 from dcp_ref.checkpoints import weights
 

@@ -27,11 +27,8 @@ MOST_SECONDS = 900  # of the tests of one mutant; unchanged ones take a few minu
 DECODING = ("tests/runtime/test_theorem.py", "tests/runtime/test_cache.py")
 TRAINING = ("tests/training/test_step.py", "tests/training/test_training_runs.py")
 PAPER = ("tests/paper/test_model.py", "tests/paper/test_layers.py", "tests/paper/test_sigmoid.py")
-INSERT = ".insert(k[row], v[row], x.k_int[row])\n"
-ATTEND = (
-    "                out[row], weights = attend(x.q[row], tokens.k, tokens.v, n_head, scale)\n"
-    "                tokens = tokens._replace(attention=tokens.attention + weights)"
-)
+INSERT = "        tokens = tokens.without(gone).insert(x.k[row], x.v[row], x.k_int[row])  # (3)\n"
+ATTEND = "        out, weights = attend(x.q[row], tokens.k, tokens.v, self.config.n_head, scale)  # (4)\n"
 CACHES = ("tests/runtime/test_cache.py", "tests/runtime/test_cache_memory.py", "tests/runtime/test_cache_policies.py")
 KERNELS = ("tests/native/test_kernels.py", "tests/native/test_invariance.py")
 STORED = ("tests/native/test_native.py", *CACHES, *KERNELS)
@@ -74,8 +71,7 @@ MUTANTS = [
            "drops[-1] if drops and config.propagate_in_depth else None", "None"),
     # ... and in the loss: the sparsity term counts the constant ones on and above the diagonal.
     Mutant("official 13: sparsity counts the diagonal", "dcp_ref/interaction.py",
-           "mask *= np.tri(mask.shape[-1], k=-1, dtype=mask.dtype)",
-           "mask *= np.tri(mask.shape[-1], dtype=mask.dtype)", PAPER),
+           "k=-1, dtype=log_i.dtype", "dtype=log_i.dtype", PAPER),
     Mutant("tie kept (C)", ATTENTION, "* scale + beta > policy->threshold)", "* scale + beta >= policy->threshold)"),
     Mutant("tie kept (NumPy)", CACHE, "~(s > self.threshold)", "~(s >= self.threshold)"),
     Mutant("tie kept (dense)", "dcp_ref/sigmoid.py", "return (s > 0).astype", "return (s >= 0).astype",
@@ -90,19 +86,18 @@ MUTANTS = [
            "* scale + (beta - policy->threshold) > 0)"),
     Mutant("delay off by one (C)", ATTENTION, "<= policy->delay", "< policy->delay"),
     Mutant("delay off by one (NumPy)", CACHE, "<= self.config.int_delay", "< self.config.int_delay"),
-    Mutant("delay off by one (dense)", "dcp_ref/interaction.py", "rows.start - 1 - delay",
-           "rows.start - 1 - max(delay - 1, 0)", (*DECODING, *PAPER)),
+    Mutant("delay off by one (dense)", "dcp_ref/interaction.py", "k=-1 - min(delay, T)",
+           "k=-1 - min(max(delay - 1, 0), T)", (*DECODING, *PAPER)),
     Mutant("NaN kept (C)", ATTENTION, "(uint32_t)(products[p][r][j] * scale + beta > policy->threshold)",
            "(uint32_t)!(products[p][r][j] * scale + beta <= policy->threshold)"),
     Mutant("a token drops itself (C)", ATTENTION, "cache->pool.page_slots] |= UINT32_C(1) <<",
            "cache->pool.page_slots] |= (uint32_t)(cache->rank == 0 || part->rows == 1 || part->block->beta + scores["
            "part->slot_of[i] / cache->pool.page_slots][i - tile][part->slot_of[i] % cache->pool.page_slots] / "
            "sqrtf((float)cache->rank) > 0) <<"),
-    Mutant("a token drops itself (dense)", "dcp_ref/interaction.py", "rows.start - 1 - delay",
-           "rows.start - delay", (*PAPER, *DECODING)),
-    Mutant("drops after attending (NumPy)", CACHE,
-           f"tokens.without(gone){INSERT}{ATTEND}",
-           f"tokens{INSERT}{ATTEND}.without(np.append(gone, False))"),
+    Mutant("a token drops itself (dense)", "dcp_ref/interaction.py", "k=-1 - min(delay, T)", "k=-min(delay, T)", (*PAPER, *DECODING)),
+    Mutant("drops after attending (NumPy)", CACHE, INSERT + ATTEND,
+           INSERT.replace(".without(gone)", "") + ATTEND +
+           "        tokens, weights = tokens.without(np.append(gone, False)), weights[~np.append(gone, False)]\n"),
     Mutant("beta's sign (C)", ATTENTION, "* scale + beta >", "* scale - beta >"),
     Mutant("beta forgotten (engine)", DECODER, 'float(p["attn.int_bias"][0])', "0.0"),
     Mutant("scores not scaled by sqrt(r) (dense)", "dcp_ref/interaction.py",
@@ -190,16 +185,16 @@ MUTANTS = [
            WALKS),
     Mutant("a last position too many", "dcp_ref/runtime/checks.py", "before + count > config.n_positions",
            "before + count > config.n_positions + 1", ENGINE),
-    Mutant("a dropped token comes back (dense)", "dcp_ref/interaction.py", "+= cumulative_sum(log_keep)", "+= log_keep",
+    Mutant("a dropped token comes back (dense)", "dcp_ref/interaction.py", "return log_keep.cumsum(-2), (keep", "return log_keep, (keep",
            (*PAPER, *DECODING)),
-    Mutant("a block forgets what was dropped before it (dense)", "dcp_ref/interaction.py",
-           "log_i[..., rows, cols] = before ", "log_i[..., rows, cols] = 0 ", PAPER),
-    Mutant("gradient of the mask in its own row only", "dcp_ref/interaction.py",
-           "cumulative_sum(dlog_i[..., rows, live][..., ::-1, :])[..., ::-1, :]", "dlog_i[..., rows, live]", PAPER),
-    Mutant("gradient of the mask in its own block only", "dcp_ref/interaction.py",
-           "after[..., live] = dlog_keep[..., :1, :]", "after[..., live] = 0", PAPER),
-    Mutant("a key that some query of the block keeps is left out", "dcp_ref/layers.py",
-           "!= -np.inf).any(", "!= -np.inf).all(", PAPER),
+    Mutant("a NaN brings back what is gone (dense)", "dcp_ref/interaction.py", "np.logical_or.accumulate(keep == 0, axis=-2)", "keep == 0",
+           (*PAPER, *NATIVE)),
+    Mutant("gradient of the mask in its own row only", "dcp_ref/interaction.py", "np.flip(np.flip(dlog_i, -2).cumsum(-2), -2)", "dlog_i",
+           PAPER),
+    Mutant("gradient of the mask up the rows", "dcp_ref/interaction.py", "np.flip(np.flip(dlog_i, -2).cumsum(-2), -2)", "dlog_i.cumsum(-2)",
+           PAPER),
+    Mutant("the mask has the gradient of one head alone", "dcp_ref/attention.py", "da.sum(-3)", "da[..., 0, :, :]",
+           PAPER),
     Mutant("gradient through saturated gates", "dcp_ref/sigmoid.py", "return np.where(inside, slope, 0)",
            "return np.where(p > 0, slope, 0)", PAPER),
     Mutant("no gradient to the masks of earlier layers", "dcp_ref/block.py",
@@ -231,8 +226,8 @@ MUTANTS = [
     Mutant("validation on the training text", "dcp_ref/training/loop.py", "state.config, valid, context",
            "state.config, tokens, context", TRAINING),
     # From text to ids and back.
-    Mutant("half a character is shown", "dcp_ref/runtime/streaming.py", "len(text) - text.endswith(HALF)", "len(text)",
-           TEXT),
+    Mutant("half a character is shown", "dcp_ref/runtime/streaming.py", "len(window) - window.endswith(HALF)",
+           "len(window)", TEXT),
     Mutant("a run of bytes is cut", "dcp_ref/runtime/streaming.py", "max(0, self._run - CONTEXT)",
            "max(0, len(self._ids) - CONTEXT)", TEXT),
     Mutant("an id without a text is drawn", "dcp_ref/runtime/generation.py", "x[row.undrawable] = -np.inf", "pass",

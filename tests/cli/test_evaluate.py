@@ -111,7 +111,8 @@ def test_a_negative_number_is_no_option(number):
     arguments = ["evaluate", "--thresholds", number, number, "--threshold", number, "--text", "book.txt"]
     args = command.parser(arguments).parse_args(arguments)
     assert (args.threshold, args.thresholds, args.text) == (float(number), [float(number)] * 2, ["book.txt"])
-    assert command.parser(["generate"]).parse_args(["generate", "the sea", "--threshold", number]).threshold == float(number)
+    args = command.parser(["generate"]).parse_args(["generate", "the sea", "--threshold", number])
+    assert args.threshold == float(number)
 
 
 def test_the_table(run, book):

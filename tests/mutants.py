@@ -29,6 +29,7 @@ TRAINING = ("tests/training/test_step.py", "tests/training/test_training_runs.py
 PAPER = ("tests/paper/test_model.py", "tests/paper/test_layers.py", "tests/paper/test_sigmoid.py")
 INSERT = "        tokens = tokens.without(gone).insert(x.k[row], x.v[row], x.k_int[row])  # (3)\n"
 ATTEND = "        out, weights = attend(x.q[row], tokens.k, tokens.v, self.config.n_head, scale)  # (4)\n"
+INTERACTION = "dcp_ref/interaction.py"
 CACHES = ("tests/runtime/test_cache.py", "tests/runtime/test_cache_memory.py", "tests/runtime/test_cache_policies.py")
 KERNELS = ("tests/native/test_kernels.py", "tests/native/test_invariance.py")
 STORED = ("tests/native/test_native.py", *CACHES, *KERNELS)
@@ -70,7 +71,7 @@ MUTANTS = [
     Mutant("official 3: no depth propagation in decoding", DECODER,
            "drops[-1] if drops and config.propagate_in_depth else None", "None"),
     # ... and in the loss: the sparsity term counts the constant ones on and above the diagonal.
-    Mutant("official 13: sparsity counts the diagonal", "dcp_ref/interaction.py",
+    Mutant("official 13: sparsity counts the diagonal", INTERACTION,
            "k=-1, dtype=log_i.dtype", "dtype=log_i.dtype", PAPER),
     Mutant("tie kept (C)", ATTENTION, "* scale + beta > policy->threshold)", "* scale + beta >= policy->threshold)"),
     Mutant("tie kept (NumPy)", CACHE, "~(s > self.threshold)", "~(s >= self.threshold)"),
@@ -86,7 +87,7 @@ MUTANTS = [
            "* scale + (beta - policy->threshold) > 0)"),
     Mutant("delay off by one (C)", ATTENTION, "<= policy->delay", "< policy->delay"),
     Mutant("delay off by one (NumPy)", CACHE, "<= self.config.int_delay", "< self.config.int_delay"),
-    Mutant("delay off by one (dense)", "dcp_ref/interaction.py", "k=-1 - min(delay, T)",
+    Mutant("delay off by one (dense)", INTERACTION, "k=-1 - min(delay, T)",
            "k=-1 - min(max(delay - 1, 0), T)", (*DECODING, *PAPER)),
     Mutant("NaN kept (C)", ATTENTION, "(uint32_t)(products[p][r][j] * scale + beta > policy->threshold)",
            "(uint32_t)!(products[p][r][j] * scale + beta <= policy->threshold)"),
@@ -94,13 +95,14 @@ MUTANTS = [
            "cache->pool.page_slots] |= (uint32_t)(cache->rank == 0 || part->rows == 1 || part->block->beta + scores["
            "part->slot_of[i] / cache->pool.page_slots][i - tile][part->slot_of[i] % cache->pool.page_slots] / "
            "sqrtf((float)cache->rank) > 0) <<"),
-    Mutant("a token drops itself (dense)", "dcp_ref/interaction.py", "k=-1 - min(delay, T)", "k=-min(delay, T)", (*PAPER, *DECODING)),
+    Mutant("a token drops itself (dense)", INTERACTION, "k=-1 - min(delay, T)", "k=-min(delay, T)",
+           (*PAPER, *DECODING)),
     Mutant("drops after attending (NumPy)", CACHE, INSERT + ATTEND,
            INSERT.replace(".without(gone)", "") + ATTEND +
            "        tokens, weights = tokens.without(np.append(gone, False)), weights[~np.append(gone, False)]\n"),
     Mutant("beta's sign (C)", ATTENTION, "* scale + beta >", "* scale - beta >"),
     Mutant("beta forgotten (engine)", DECODER, 'float(p["attn.int_bias"][0])', "0.0"),
-    Mutant("scores not scaled by sqrt(r) (dense)", "dcp_ref/interaction.py",
+    Mutant("scores not scaled by sqrt(r) (dense)", INTERACTION,
            "scale = 1 / math.sqrt(w_q.shape[1])", "scale = 1.0", (*PAPER, *DECODING)),
     Mutant("a dropped slot stays live (C)", "csrc/slots.c",
            "    memcpy(slots->bitmap, bitmap, slots->pages * sizeof *bitmap);\n", ""),
@@ -185,13 +187,13 @@ MUTANTS = [
            WALKS),
     Mutant("a last position too many", "dcp_ref/runtime/checks.py", "before + count > config.n_positions",
            "before + count > config.n_positions + 1", ENGINE),
-    Mutant("a dropped token comes back (dense)", "dcp_ref/interaction.py", "return log_keep.cumsum(-2), (keep", "return log_keep, (keep",
+    Mutant("a dropped token comes back (dense)", INTERACTION, "return log_keep.cumsum(-2), (keep", "return log_keep, (keep",
            (*PAPER, *DECODING)),
-    Mutant("a NaN brings back what is gone (dense)", "dcp_ref/interaction.py", "np.logical_or.accumulate(keep == 0, axis=-2)", "keep == 0",
+    Mutant("a NaN brings back what is gone (dense)", INTERACTION, "np.logical_or.accumulate(keep == 0, axis=-2)", "keep == 0",
            (*PAPER, *NATIVE)),
-    Mutant("gradient of the mask in its own row only", "dcp_ref/interaction.py", "np.flip(np.flip(dlog_i, -2).cumsum(-2), -2)", "dlog_i",
+    Mutant("gradient of the mask in its own row only", INTERACTION, "np.flip(np.flip(dlog_i, -2).cumsum(-2), -2)", "dlog_i",
            PAPER),
-    Mutant("gradient of the mask up the rows", "dcp_ref/interaction.py", "np.flip(np.flip(dlog_i, -2).cumsum(-2), -2)", "dlog_i.cumsum(-2)",
+    Mutant("gradient of the mask up the rows", INTERACTION, "np.flip(np.flip(dlog_i, -2).cumsum(-2), -2)", "dlog_i.cumsum(-2)",
            PAPER),
     Mutant("the mask has the gradient of one head alone", "dcp_ref/attention.py", "da.sum(-3)", "da[..., 0, :, :]",
            PAPER),

@@ -15,6 +15,7 @@ from dcp_ref.checkpoints.weights import Model
 from dcp_ref.config import Config
 from dcp_ref.interaction import scores
 from dcp_ref.layers import embedding, layer_norm
+from dcp_ref.native import training as native
 from dcp_ref.runtime.engine import Engine
 
 SMALL = Config(int_n_embd=64, eos_token_id=None)  # GPT-2 small, and the paper's interaction width
@@ -55,7 +56,8 @@ def calibrated(model: Model, share_dropped: float, context: int, seed: int = 0) 
         s, _ = scores(n[0], p["attn.q_int.weight"], p["attn.k_int.weight"], np.zeros(1, np.float32))
         lowest = np.where(np.tri(context, k=-1, dtype=bool), s, np.inf).min(0)[:-1]  # of each token, down the queries
         params[name] = np.full(1, _bias(lowest, max(round((1 - share_dropped) * context), 1) - 1), np.float32)
-        x, *_ = block(x, 0.0, p | {"attn.int_bias": params[name]}, config, layer, math.inf, policies.learned)
+        x, *_ = block(x, 0.0, p | {"attn.int_bias": params[name]}, config, layer, math.inf, policies.learned,
+                      kernels=native.kernels(threads=1))
     return Model(config, params, model.tokenizer)
 
 

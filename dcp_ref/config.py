@@ -1,4 +1,4 @@
-"""The shape of a model, and the glossary: these letters mean the same thing in every file.
+"""The shape of a model, and the glossary: each letter means the same thing in every file.
 
     B  batch                        C  n_embd                     L  n_layer
     T  query tokens                 H  n_head                     V  vocab_size
@@ -32,11 +32,12 @@ ALIASES = {  # names that transformers reads too
 
 @dataclass(frozen=True)
 class Config:
-    """GPT-2's `config.json` under its Hugging Face names (defaults: GPT2Config's), and three of the rule that drops.
+    """GPT-2's `config.json` under its Hugging Face names and defaults (GPT2Config's), and three fields for pruning.
 
     `int_n_embd` is the width r of the interaction queries and keys; None is a plain GPT-2, which keeps everything.
-    With `propagate_in_depth` a token that one layer drops is dropped by all later layers too. For `int_delay` steps a
-    token is safe: token i may drop token j where i - j > int_delay. `eos_token_id` may be several: each ends a text.
+    With `propagate_in_depth` a token that one layer drops is dropped by all later layers too. A token is safe for
+    `int_delay` steps: token i may drop token j only where i - j > int_delay. `eos_token_id` may be several ids: each
+    ends a text.
     Raises ValueError, naming the field, when a value is impossible.
     """
 
@@ -70,7 +71,7 @@ class Config:
         if self.n_embd % self.n_head:
             raise ValueError(f"config: n_embd ({self.n_embd}) must be a multiple of n_head ({self.n_head})")
         name = self.activation_function
-        if isinstance(name, str):  # JSON may hold what cannot be looked up
+        if isinstance(name, str):  # JSON may hold a list, which is no key
             object.__setattr__(self, "activation_function", SAME_ACTIVATIONS.get(name, name))
         if self.activation_function not in ACTIVATIONS:
             raise ValueError(f"config: activation_function {self.activation_function!r} is not one of {ACTIVATIONS}")
@@ -88,9 +89,9 @@ class Config:
 
     @classmethod
     def from_dict(cls, fields: dict) -> "Config":
-        """A parsed `config.json`; fields that we do not know are ignored, absent ones take the defaults.
+        """The Config of a parsed `config.json`. Unknown fields are ignored, absent ones take the defaults.
 
-        Raises ValueError for a bad value, another model_type, and a size given under two names that differ.
+        Raises ValueError for a bad value, another model_type, and one size given under two names with two values.
         """
         fields = dict(fields)
         if fields.get("model_type", "gpt2") != "gpt2":
@@ -101,7 +102,7 @@ class Config:
         return cls(**{f.name: fields[f.name] for f in dataclasses.fields(cls) if f.name in fields})
 
     def to_dict(self) -> dict:
-        """What `config.json` holds, readable by transformers."""
+        """The content of `config.json`, readable by transformers."""
         gpt2 = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "bos_token_id": next(iter(self.ends), None)}
         return gpt2 | dataclasses.asdict(self)
 

@@ -2,11 +2,11 @@
 Attention").
 
     s[i, j] = q_int[i] . k_int[j] / sqrt(r) + beta             for j < i
-    keep[i, j] = alpha_sigmoid(s[i, j]);  1 where i - j <= delay (0 unless told: then keep[j, j] alone)
-    I[i, j] = keep[j+1, j] ... keep[i, j]                       once gone, gone for good
+    keep[i, j] = alpha_sigmoid(s[i, j])                        1 where i - j <= delay; with delay = 0, where i = j
+    I[i, j] = keep[j+1, j] ... keep[i, j]                      once gone, gone for good
 
-A product of many gates underflows, and its backward would divide by them: so all of it is done in logarithms, where
-the product is a sum down the queries. log 0 is a true -inf: no epsilon.
+A product of many gates underflows, and its backward would divide by them. So the code works with logarithms, whose sum
+down the queries is the product's. log 0 is a true -inf: no epsilon.
 """
 
 import math
@@ -51,9 +51,9 @@ def log_mask_backward(dlog_i, saved):  # [..., T, T] -> [..., T, T]
 
 
 def check_threshold(threshold: float, learned: bool) -> float:
-    """What scores must exceed for their tokens to stay, at inference. `learned`: whether scores drop anything.
+    """The threshold as a float: a token stays while its score exceeds it. `learned`: whether scores drop anything.
 
-    Raises ValueError when it is no number, or not 0 where there are no scores.
+    Raises ValueError when the threshold is no number, or not 0 where no scores are used.
     """
     if not isinstance(threshold, numbers.Real) or isinstance(threshold, bool) or math.isnan(threshold):
         raise ValueError(f"threshold must be a number, not {threshold!r}")
@@ -65,8 +65,8 @@ def check_threshold(threshold: float, learned: bool) -> float:
 
 def sparsity(log_i):  # [..., T, T] -> scalar
     """R, the mean of I over the pairs j < i (0 when T = 1): what gamma multiplies in the loss."""
-    earlier = np.tri(log_i.shape[-1], k=-1, dtype=log_i.dtype)
-    mask = np.exp(log_i) * earlier
+    mask = np.exp(log_i)
+    mask *= np.tri(mask.shape[-1], k=-1, dtype=mask.dtype)  # j < i
     n_pairs = max(mask.size // mask.shape[-1] * (mask.shape[-1] - 1) // 2, 1)
     return mask.sum() / n_pairs, (mask, n_pairs)
 

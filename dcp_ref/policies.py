@@ -5,12 +5,12 @@ When token i arrives, an earlier live token j stays iff
     (rank == 0  or  s > threshold  or  i - j <= delay)  and
     (window == 0  or  i - j < window  or  j < first  or  stride divides j  or  j is a heavy hitter)
 
-and, under propagate_in_depth, no earlier layer dropped it. Stride 0 divides nothing. Heavy hitters are the `heavy`
-tokens that got most attention, of those that no other condition keeps. A drop is for good.
+and, under propagate_in_depth, no earlier layer dropped it. No dropped token comes back. Stride 0 divides nothing.
+Heavy hitters: the `heavy` tokens with most attention, of those that no other condition keeps.
 
-The rank is that of the interaction keys, 0 unless the policy is learned; delay is the config's int_delay. In Python a
-window or heavy of None stands for no such rule. Positions are absolute: nothing is renumbered after a drop.
-To add a rule by position, add its field to Policy; csrc/dcp.h and `unsafe` in csrc/judge.c hold the same in C.
+csrc/dcp.h states the same for C. `rank` is the width of the interaction keys, 0 unless the policy is learned; `delay`
+is the config's int_delay; window == 0 is None in Python. Positions are absolute: a drop renumbers nothing.
+To add a rule by position, add one field to Policy (and, for C, one to dcp_policy, and its condition to csrc/judge.c).
 """
 
 import dataclasses
@@ -35,8 +35,8 @@ def by_position(stays: Callable, default: int | None = 0, least: int = 0) -> Any
 class Policy:
     """One way to drop tokens; `name` is what messages and `str` show.
 
-    `learned`: drop by the score. `heavy`: the number of heavy hitters. The others keep tokens by their positions, and
-    without a window all tokens are kept.
+    `learned`: drop by the score. `window`, `first`, `stride`: keep by position, as each field says; without a window,
+    position drops nothing. `heavy`: the number of heavy hitters, None for no such rule.
     Raises ValueError, naming the field, when a value is impossible; first, stride and heavy need a window.
     """
 
@@ -84,8 +84,8 @@ class Policy:
     def drops(self, i: int, position: np.ndarray, attention: np.ndarray) -> np.ndarray:  # [N], [N] -> bool [N]
         """Which live tokens the rules other than the learned one drop before token i is inserted.
 
-        `position` ascends; `attention` is what rows before i gave to each token, heads summed. Of two heavy hitters
-        with as much attention the later stays.
+        `position` ascends; `attention` is what rows before i gave to each token, heads summed. Of two tokens with equal
+        attention the later stays.
         """
         gone = ~self.stays(i, position)
         if self.heavy:
@@ -97,8 +97,8 @@ class Policy:
     def log_mask(self, q, k, log_other, scale):  # [B, H, T, D] x 2, [B, T, T] or 0.0 -> [B, T, T]
         """What the rules other than the learned one drop in a dense forward: 0 is kept, -inf is gone.
 
-        `log_other` is the mask that is in force besides: earlier layers' under `propagate_in_depth`, and the learned
-        one. Rules by position need none of the arguments; heavy hitters are found row by row, as decoding does.
+        `log_other` is the mask of what else drops: the learned scores, and earlier layers under `propagate_in_depth`.
+        Only heavy hitters depend on the arguments; they are found row by row, as in decoding.
         """
         B, _, T, _ = q.shape
         if self.heavy is None:
@@ -142,7 +142,7 @@ def sinks(n: int, w: int) -> Policy:
 def heavy_hitters(n: int, w: int) -> Policy:
     """The last w tokens, and of those before them the n with the largest accumulated attention (H2O, arXiv 2306.14048).
 
-    A row adds at most one token to those before the window: so while there are more than n, the lightest goes.
+    Each row moves at most one token out of the window, so each row drops at most one: the one with least attention.
     """
     return Policy(f"heavy_hitters:{n},{w}", window=w, heavy=n)
 
@@ -178,6 +178,6 @@ def for_model(config: Config, policy: Policy | None) -> Policy:
 
 
 def float32_threshold(threshold: float, policy: Policy) -> float:
-    """What the scores of a cache must exceed, in float32 as they are: inf where it is too large. Raises ValueError."""
+    """The threshold in float32, as the scores of a cache are; inf where it is too large. Raises ValueError."""
     with np.errstate(over="ignore"):
         return float(np.float32(check_threshold(threshold, policy.learned)))

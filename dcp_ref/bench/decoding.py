@@ -15,6 +15,7 @@ from dcp_ref.checkpoints.weights import Model
 from dcp_ref.config import Config
 from dcp_ref.interaction import scores
 from dcp_ref.layers import embedding, layer_norm
+from dcp_ref.native import training
 from dcp_ref.runtime.engine import Engine
 
 SMALL = Config(int_n_embd=64, eos_token_id=None)  # GPT-2 small, and the paper's interaction width
@@ -48,7 +49,8 @@ def calibrated(model: Model, share_dropped: float, context: int, seed: int = 0) 
         beta = KEEPS_ALL if share_dropped == 0 else _beta(x, params, config, layer, 1 - share_dropped)
         params[f"h.{layer}.attn.int_bias"] = np.full(1, beta, np.float32)
         if share_dropped > 0:
-            x, *_ = block(x, 0.0, block_params(params, layer), config, layer, math.inf, policies.learned)
+            x, *_ = block(x, 0.0, block_params(params, layer), config, layer, math.inf, policies.learned,
+                          kernels=training.kernels(threads=1))
     return Model(config, params, model.tokenizer)
 
 

@@ -13,9 +13,11 @@ from cffi import FFI
 
 # Relative to setup.py, as setuptools wants them.
 SOURCES = [f"csrc/{name}.c" for name in (
-    "slots", "cache", "judge", "attend", "step", "decode", "linear", "layers", "threads", "training")]
+    "slots", "cache", "judge", "attend", "step", "decode", "linear", "layers", "threads",
+    "training_attention", "training_lanes", "training_mask", "training_losses")]
 HEADERS = [f"csrc/{name}.h" for name in ("dcp", "training")]
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []  # elsewhere the compiler may not have it: one thread
+EXPORTS = ["-Wl,--version-script=csrc/exports.map"] if sys.platform == "linux" else []
 # Where the loader picks AVX-512, in full width: twelve rows of sums then fit the registers.
 WIDE = ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
 
@@ -26,11 +28,12 @@ ffibuilder.set_source(
     "dcp_ref._native",
     '#include <stddef.h>\n#include <stdint.h>\n#include "dcp.h"\n#include "training.h"',
     sources=SOURCES,
-    depends=[*HEADERS, "csrc/common.h", "csrc/step.h"],
+    depends=[*HEADERS, "csrc/common.h", "csrc/step.h", "csrc/training_lanes.h", "csrc/exports.map"],
     include_dirs=["csrc"],
-    # GNU C, not strict C11: contraction to fused multiply-add is off there. Nobody traps floating-point exceptions: so
-    # both sides of a conditional expression can be computed, side by side.
-    extra_compile_args=["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-trapping-math", *WIDE, *OPENMP],
-    extra_link_args=OPENMP,
+    # GNU C: strict C11 would not contract to fused multiply-add. Without traps the compiler may compute both sides of a
+    # conditional expression. Hidden: internal names have no prefix, and other libraries must not see them.
+    extra_compile_args=["-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-trapping-math", "-fvisibility=hidden", *WIDE,
+                        *OPENMP],
+    extra_link_args=[*EXPORTS, *OPENMP],
     optional=True,
 )

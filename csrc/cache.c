@@ -1,9 +1,9 @@
 /* cache.c - what a slot holds: the layout of a page, sequences, moving a token. */
 
-#include "common.h"
+#include "step.h"
 #include <unistd.h>
 
-/* Where the areas of a page and the fields of its rest are. */
+/* Sets where the fields of a page's rest start, and the bytes of its areas. */
 static void lay_out_page(dcp_cache *cache)
 {
     const dcp_shape *shape = &cache->shape;
@@ -53,7 +53,8 @@ dcp_sequence *dcp_sequence_init(const dcp_cache *cache, void *memory)
     dcp_page *page = (dcp_page *)(sequence->layer + cache->shape.layers);
     uint32_t *bitmap = (uint32_t *)(page + cache->shape.layers * cache->list_pages);
     for (size_t l = 0; l < cache->shape.layers; l++)
-        sequence->layer[l] = (dcp_slots){.page = page + l * cache->list_pages, .bitmap = bitmap + l * cache->list_pages};
+        sequence->layer[l] = (dcp_slots){.page = page + l * cache->list_pages,
+                                         .bitmap = bitmap + l * cache->list_pages};
     return sequence;
 }
 
@@ -69,11 +70,12 @@ int dcp_sequence_fork(dcp_cache *cache, dcp_sequence *child, const dcp_sequence 
     for (size_t l = 0; l < cache->shape.layers; l++) {
         const dcp_slots *from = &parent->layer[l];
         dcp_slots *to = &child->layer[l];
-        for (; to->pages < from->pages; to->pages++) {
-            to->page[to->pages] = dcp_page_take(&cache->pool);
+        for (size_t p = 0; p < from->pages; p++) {
+            to->page[p] = dcp_page_take(&cache->pool);
             for (size_t k = 0; k < DCP_AREAS; k++)
-                memcpy(to->page[to->pages].area[k], from->page[to->pages].area[k], cache->pool.area_bytes[k]);
+                memcpy(to->page[p].area[k], from->page[p].area[k], cache->pool.area_bytes[k]);
         }
+        to->pages = from->pages;
         to->seen = from->seen;
         dcp_slots_keep(to, from->bitmap);
     }
@@ -85,8 +87,10 @@ void dcp_sequence_release(dcp_cache *cache, dcp_sequence *sequence)
     sequence->released = 1;
     for (size_t l = 0; l < cache->shape.layers; l++) {
         dcp_slots *slots = &sequence->layer[l];
-        for (; slots->pages > 0; slots->pages--)
-            dcp_page_free(&cache->pool, slots->page[slots->pages - 1]);
+        while (slots->pages > 0) {
+            slots->pages--;
+            dcp_page_free(&cache->pool, slots->page[slots->pages]);
+        }
         slots->live = 0;
     }
 }
@@ -102,34 +106,39 @@ size_t dcp_more_pages(const dcp_cache *cache, dcp_sequence *const *sequence, con
     return pages;
 }
 
+/* Copies one row's number of a panel of values, from row s to row t. A row of floats is copied whole. */
+static void copy_value_row(unsigned char *new, size_t t, const unsigned char *old, size_t s, int kv)
+{
+    if (kv == DCP_FLOAT32) {
+        memcpy(new + t * 4 * DCP_LANES, old + s * 4 * DCP_LANES, 4 * DCP_LANES);
+        return;
+    }
+    for (size_t j = 0; j < DCP_LANES; j++)
+        memcpy(new + offset(t, j, kv), old + offset(s, j, kv), (size_t)4 >> kv);
+}
+
 /* Copies what slot s of page `from` holds to slot t of page `to`. */
 static void copy_token(const dcp_cache *cache, dcp_page to, size_t t, dcp_page from, size_t s)
 {
-    const int kv = cache->shape.kv;
+    const size_t panel = panel_bytes(cache->pool.page_slots, cache->shape.kv);
     for (size_t k = DCP_KEYS; k <= DCP_REST; k++)
         for (size_t at = 0; at < cache->pool.area_bytes[k]; at += 4 * DCP_LANES)
             memcpy(to.area[k] + at + 4 * t, from.area[k] + at + 4 * s, 4);
-    for (size_t i = 0; i < cache->shape.heads * cache->v_panels; i++) {
-        const size_t at = i * panel_bytes(cache->pool.page_slots, kv);
-        unsigned char *new = to.area[DCP_VALUES] + at, *old = from.area[DCP_VALUES] + at;
-        if (kv == DCP_FLOAT32) /* a row of its own */
-            memcpy(new + t * 4 * DCP_LANES, old + s * 4 * DCP_LANES, 4 * DCP_LANES);
-        for (size_t j = 0; j < DCP_LANES && kv != DCP_FLOAT32; j++)
-            memcpy(new + offset(t, j, kv), old + offset(s, j, kv), (size_t)4 >> kv);
-    }
+    for (size_t i = 0; i < cache->shape.heads * cache->v_panels; i++)
+        copy_value_row(to.area[DCP_VALUES] + i * panel, t, from.area[DCP_VALUES] + i * panel, s, cache->shape.kv);
 }
 
-void dcp_compact(dcp_cache *cache, dcp_slots *slots, const uint32_t *bitmap)
+void compact(dcp_cache *cache, dcp_slots *slots, const uint32_t *bitmap)
 {
     const size_t n = cache->pool.page_slots;
     dcp_slots_keep(slots, bitmap);
     while (slots->pages > dcp_pages_for(slots->live, n)) {
         /* The last page leaves the list first: the lowest free slots are then all in the pages that stay. */
         slots->pages--;
-        uint32_t bits = slots->bitmap[slots->pages];
+        const uint32_t moving = slots->bitmap[slots->pages];
         const dcp_page from = slots->page[slots->pages];
-        slots->live -= (size_t)__builtin_popcount(bits);
-        for (; bits; bits &= bits - 1) {
+        slots->live -= (size_t)__builtin_popcount(moving);
+        for (uint32_t bits = moving; bits != 0; bits &= bits - 1) {
             const size_t slot = dcp_slot_take(slots, &cache->pool);
             copy_token(cache, slots->page[slot / n], slot % n, from, (size_t)__builtin_ctz(bits));
         }
@@ -137,7 +146,7 @@ void dcp_compact(dcp_cache *cache, dcp_slots *slots, const uint32_t *bitmap)
     }
 }
 
-int32_t *dcp_positions(const dcp_cache *cache, dcp_page page)
+int32_t *positions_of(const dcp_cache *cache, dcp_page page)
 {
     return (int32_t *)(void *)(page.area[DCP_REST] + cache->field[DCP_POSITION]);
 }
@@ -147,6 +156,6 @@ size_t dcp_slot_table(int32_t *table, size_t pages, const dcp_cache *cache, cons
     const size_t n = cache->pool.page_slots;
     for (size_t p = 0; p < pages && p < slots->pages; p++)
         for (size_t slot = 0; slot < n; slot++)
-            table[p * n + slot] = slots->bitmap[p] >> slot & 1 ? dcp_positions(cache, slots->page[p])[slot] : -1;
+            table[p * n + slot] = slots->bitmap[p] >> slot & 1 ? positions_of(cache, slots->page[p])[slot] : -1;
     return slots->pages;
 }

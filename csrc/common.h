@@ -1,4 +1,4 @@
-/* common.h - what the C files share: includes, numbers in lanes, and the inner loop over them. */
+/* common.h - what the C files share: includes, panels of numbers, the inner loop over them, e^x. */
 
 #define _GNU_SOURCE /* madvise */
 #include <math.h>
@@ -16,7 +16,8 @@
 #endif
 #include "dcp.h"
 
-/* Kernels are compiled once per instruction set, and the loader picks: AVX-512, AVX2, neither; or once, for neither. */
+/* With GCC on x86-64, CLONES compiles a kernel for AVX-512, for AVX2 and for neither, and the loader picks one.
+ * Elsewhere it compiles once, for the compiler's default. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__) && \
     !defined(DCP_BASELINE)
 #define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
@@ -27,21 +28,27 @@
 #endif
 #define INLINE static inline __attribute__((always_inline)) /* into each of the clones of a kernel that calls it */
 
-/* The byte where number j of row k of a panel stands. Two rows of float16, four of int8, share a row of 32-bit words,
- * the first in the low bits: vectors of words can be shifted, halves and bytes would have to be spread. */
+typedef float lanes[DCP_LANES];    /* 32 numbers side by side: a row of a panel, or one for each slot of a page */
+typedef lanes tile[DCP_TILE_ROWS]; /* sums, scores or weights of up to 12 rows */
+
+/* The byte of a panel where number j of row k stands. Two rows of float16, or four of int8, share a row of 32-bit
+ * words, the first row in the low bits. Words are faster to decode than halves and bytes: a vector of words is only
+ * shifted. */
 INLINE size_t offset(size_t k, size_t j, int type)
 {
     const size_t size = (size_t)4 >> type, shared = (size_t)1 << type;
     return (k / shared * DCP_LANES + j) * 4 + k % shared * size;
 }
 
+/* The bytes of a panel of this number of rows. */
 INLINE size_t panel_bytes(size_t rows, int type)
 {
     const size_t shared = (size_t)1 << type;
     return (rows + shared - 1) / shared * 4 * DCP_LANES;
 }
 
-/* That number. A half float's bits, put where a float's are, are it times 2^-112: subnormals too. */
+/* Number j of row k of a panel, as a float. The bits of a half float, moved to where a float has them, are the number
+ * times 2^-112, subnormals too. */
 INLINE float lane(const void *panel, size_t k, size_t j, int type)
 {
     const size_t size = (size_t)4 >> type, shared = (size_t)1 << type;
@@ -54,25 +61,34 @@ INLINE float lane(const void *panel, size_t k, size_t j, int type)
     return type == DCP_FLOAT16 ? number * 0x1p112f : number;
 }
 
-/* Rows to take at once of those left: in 32 wide registers 12 rows of sums have room, in 16 half as wide only 2. */
+/* How many of the rows that are left go into one tile: 12, 8, 4, 2 or 1. AVX-512 has registers for the sums of 12 rows;
+ * AVX2 has half as many registers, half as wide: for 2 rows. */
 INLINE size_t tile_rows(size_t rows)
 {
     const size_t most = SIMD_LEVEL == 2 ? DCP_TILE_ROWS : 2, n = rows < most ? rows : most;
     return n >= 12 ? 12 : n >= 8 ? 8 : n >= 4 ? 4 : n >= 2 ? 2 : 1;
 }
 
-typedef float dcp_tile[DCP_TILE_ROWS][DCP_LANES]; /* sums, scores or weights of rows: 32 columns, or a page's slots */
+/* The sum of 32 numbers, by halves; x is overwritten. */
+INLINE float total(lanes x)
+{
+    for (size_t n = DCP_LANES / 2; n > 0; n /= 2)
+        for (size_t j = 0; j < n; j++)
+            x[j] += x[j + n];
+    return x[0];
+}
 
-/* linear.c: sum[r] = x[r, 0..n-1] panel [n, 32], for rows of tile_rows; n after n: so a row's sums are its own. */
-void dcp_multiply(dcp_tile sum, const float *x, size_t stride, const void *panel, size_t n, int type, size_t rows);
+/* linear.c: sum[r] = x[r, 0..n-1] panel [n, 32], for tile_rows rows, `stride` floats apart. Each sum adds its n
+ * products in order, so that a row's sums do not depend on the other rows. */
+void multiply_tile(tile sum, const float *x, size_t stride, const void *panel, size_t n, int type, size_t rows);
 
 /* linear.c: sum[r] += x[r, s] panel[s] for the set bits s of live, panel [.., 32]. */
-void dcp_add_live(dcp_tile sum, const dcp_tile x, const void *panel, uint32_t live, int type, size_t rows);
+void add_live(tile sum, const tile x, const void *panel, uint32_t live, int type, size_t rows);
 
-/* threads.c: threads for this number of operations, 1 where they are done before another thread has woken up. */
-size_t dcp_threads_for(size_t operations, size_t threads);
+/* threads.c: the threads for this number of operations; 1 if they are done before another thread has woken up. */
+size_t threads_for(size_t operations, size_t threads);
 
-/* e^x to 2 units in the last place, 0 below e^-87; plain arithmetic, so that a loop of it is vectorised. */
+/* e^x to 2 units in the last place, 0 below e^-87. Plain arithmetic, so that the compiler vectorises a loop of it. */
 INLINE float exp_(float x)
 {
     const float low = -87, high = 88, shift = 0x1.8p23f;

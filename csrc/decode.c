@@ -3,21 +3,23 @@
 
 #include "common.h"
 
-/* What a walk works in; rows are dcp_stride apart. Each layer uses the same memory again. */
+/* The working memory of one call; rows are dcp_stride apart. All layers use the same memory. */
 typedef struct {
     float *x;       /* [rows, C]: the residual stream */
-    float *n;       /* [rows, C]: what a layer norm made of it */
+    float *n;       /* [rows, C]: x after a layer norm */
     float *qkv;     /* [rows, 3 C] */
     float *qk_int;  /* [rows, 2 r]: interaction queries and keys */
-    float *y;       /* [rows, C]: what attention gives */
+    float *y;       /* [rows, C]: the result of attention */
     float *hidden;  /* [rows, inner] */
-    int64_t *position;
-    size_t *start;
-    int32_t *dropped, *inherited; /* pairs (row, position): of this layer, of the one before */
-    unsigned char *step;
+    int64_t *position;      /* [rows] */
+    size_t *start;          /* [batch]: each sequence's first new position */
+    int32_t *dropped;       /* pairs (row, position) that this layer drops */
+    int32_t *inherited;     /* the pairs that the layer before dropped */
+    unsigned char *step;    /* the workspace of dcp_step */
 } buffers;
 
-/* The next `bytes` of memory, from a multiple of 64 on; NULL when only counting. */
+/* The next `bytes` of memory, at a multiple of 64; adds them to *used. Returns NULL if memory is NULL: only
+ * counting. */
 static void *take(unsigned char *memory, size_t *used, size_t bytes)
 {
     void *at = memory == NULL ? NULL : memory + *used;
@@ -25,7 +27,7 @@ static void *take(unsigned char *memory, size_t *used, size_t bytes)
     return at;
 }
 
-/* The tokens that the sequences will have seen: no layer can drop more. */
+/* How many tokens the sequences will have seen after the feed. No layer can drop more. */
 static size_t tokens_after(const dcp_feed *feed)
 {
     size_t tokens = 0;
@@ -34,7 +36,8 @@ static size_t tokens_after(const dcp_feed *feed)
     return tokens;
 }
 
-/* Lays the buffers out in memory, or counts the bytes when it is NULL. Returns the bytes before those of dcp_step. */
+/* Lays the buffers out in memory, or counts only, if memory is NULL. Returns the bytes before the workspace of
+ * dcp_step. */
 static size_t lay_out(buffers *b, unsigned char *memory, const dcp_cache *cache, const dcp_model *model,
                       const dcp_feed *feed)
 {
@@ -63,40 +66,43 @@ size_t dcp_decode_bytes(const dcp_cache *cache, const dcp_model *model, const dc
     return lay_out(&b, NULL, cache, model, feed) + dcp_step_bytes(cache, feed->count, feed->batch);
 }
 
+/* Returns DCP_OK, or the error that dcp_decode is to return. */
 static int check_feed(const dcp_cache *cache, const dcp_model *model, const dcp_feed *feed, size_t bytes)
 {
-    size_t row = 0;
+    size_t rows = 0;
     for (size_t b = 0; b < feed->batch; b++) {
         const dcp_sequence *sequence = feed->sequence[b];
         if (sequence->released || feed->count[b] == 0 ||
             feed->count[b] > cache->shape.positions - sequence->layer[0].seen)
             return DCP_EINVAL;
-        for (size_t l = 1; l < cache->shape.layers; l++) /* a single layer's step may have been taken */
+        for (size_t l = 1; l < cache->shape.layers; l++) /* dcp_step may have been called for one layer only */
             if (sequence->layer[l].seen != sequence->layer[0].seen)
                 return DCP_EINVAL;
-        for (size_t i = 0; i < feed->count[b]; i++, row++)
-            if (feed->ids[row] < 0 || (size_t)feed->ids[row] >= model->wte.n_out)
-                return DCP_EINVAL;
+        rows += feed->count[b];
     }
+    for (size_t i = 0; i < rows; i++)
+        if (feed->ids[i] < 0 || (size_t)feed->ids[i] >= model->wte.n_out)
+            return DCP_EINVAL;
     if (dcp_more_pages(cache, feed->sequence, feed->count, feed->batch, 0, cache->shape.layers) > cache->pool.n_free ||
         dcp_decode_bytes(cache, model, feed) > bytes || (feed->dropped != NULL && feed->room < tokens_after(feed)))
         return DCP_ENOROOM;
     return DCP_OK;
 }
 
-/* Where each sequence starts, and the position of each row. Returns the number of rows. */
+/* Sets where each sequence starts, and the position of each row. Returns the number of rows. */
 static size_t number_rows(buffers *b, const dcp_feed *feed)
 {
     size_t row = 0;
     for (size_t i = 0; i < feed->batch; i++) {
         b->start[i] = feed->sequence[i]->layer[0].seen;
         for (size_t n = 0; n < feed->count[i]; n++)
-            b->position[row++] = (int64_t)(b->start[i] + n);
+            b->position[row + n] = (int64_t)(b->start[i] + n);
+        row += feed->count[i];
     }
     return row;
 }
 
-/* Moves each sequence's last row of x and y to row b. Returns the number of rows that are left. */
+/* Moves the last row of sequence i, in x and in y, to row i. Returns the number of rows that are left. */
 static size_t keep_last_rows(buffers *b, const dcp_feed *feed, size_t channels)
 {
     const size_t stride = dcp_stride(channels);
@@ -109,7 +115,8 @@ static size_t keep_last_rows(buffers *b, const dcp_feed *feed, size_t channels)
     return feed->batch;
 }
 
-/* Attention of one layer, without its last projection: n -> y. Its own drops are what the next layer inherits. */
+/* Attention of layer l, without its last projection: n -> y. *pairs: how many the layer before dropped, then how many
+ * this one did; `inherited` holds these then. */
 static void attention(buffers *b, dcp_cache *cache, const dcp_model *model, size_t l, const dcp_feed *feed, size_t rows,
                       size_t *pairs)
 {
@@ -123,7 +130,8 @@ static void attention(buffers *b, dcp_cache *cache, const dcp_model *model, size
         .q = b->qkv, .k = b->qkv + C, .v = b->qkv + 2 * C, .q_int = b->qk_int, .k_int = b->qk_int + r,
         .stride = dcp_stride(3 * C), .int_stride = dcp_stride(2 * r), .scale = p->scale, .beta = p->beta,
         .inherited = b->inherited, .pairs = model->propagate_in_depth ? *pairs : 0};
-    *pairs = (size_t)dcp_step(b->y, b->dropped, cache, &input, b->step, dcp_step_bytes(cache, feed->count, feed->batch));
+    const size_t bytes = dcp_step_bytes(cache, feed->count, feed->batch);
+    *pairs = (size_t)dcp_step(b->y, b->dropped, cache, &input, b->step, bytes);
     if (feed->dropped != NULL) {
         memcpy(feed->dropped + 2 * l * feed->room, b->dropped, 2 * *pairs * sizeof(int32_t));
         feed->pairs[l] = *pairs;

@@ -5,39 +5,55 @@
 /* The position of the token in the lowest of these slots. */
 static int32_t position_in(const span *s, size_t p, uint32_t bits)
 {
-    return dcp_positions(s->cache, s->slots->page[p])[__builtin_ctz(bits)];
+    return positions_of(s->cache, s->slots->page[p])[__builtin_ctz(bits)];
 }
 
-/* Clears these bits of page p in the row's bitmaps and reports their tokens, positions ascending within the row. */
-static void drop(span *s, uint32_t *live, size_t p, uint32_t bits, size_t row)
+/* Adds the pair (row, position) to dropped, whose rows ascend, and positions within a row. */
+static void report(span *s, int32_t row, int32_t position)
 {
-    live[p] &= ~bits;
-    for (; bits; bits &= bits - 1) {
-        const int32_t new[2] = {(int32_t)row, position_in(s, p, bits)};
-        int32_t *pair = s->dropped + 2 * s->n_dropped++;
-        for (; pair > s->dropped && pair[-2] == new[0] && pair[-1] > new[1]; pair -= 2)
-            memcpy(pair, pair - 2, sizeof new);
-        memcpy(pair, new, sizeof new);
+    size_t at = s->n_dropped;
+    while (at > 0 && s->dropped[2 * at - 2] == row && s->dropped[2 * at - 1] > position) {
+        memcpy(s->dropped + 2 * at, s->dropped + 2 * at - 2, 2 * sizeof *s->dropped);
+        at--;
     }
+    s->dropped[2 * at] = row;
+    s->dropped[2 * at + 1] = position;
+    s->n_dropped++;
 }
 
-/* Drops what the layer before dropped at this row, where this layer still has it. */
+/* Clears these bits of page p in the row's bitmap, and reports their tokens. */
+static void drop(span *s, uint32_t *live, size_t p, uint32_t gone, size_t row)
+{
+    live[p] &= ~gone;
+    for (uint32_t bits = gone; bits != 0; bits &= bits - 1)
+        report(s, (int32_t)row, position_in(s, p, bits));
+}
+
+/* Drops the token at this position, if this layer still has it. */
+static void drop_position(span *s, uint32_t *live, int32_t position, size_t row)
+{
+    for (size_t p = 0; p < s->slots->pages; p++)
+        for (uint32_t bits = live[p]; bits != 0; bits &= bits - 1)
+            if (position_in(s, p, bits) == position) {
+                drop(s, live, p, bits & -bits, row);
+                return;
+            }
+}
+
+/* Drops what the layer before dropped at this row. Pairs of earlier rows are other sequences'. */
 static void drop_inherited(span *s, uint32_t *live, size_t row)
 {
-    for (; s->n_inherited < s->input->pairs; s->n_inherited++) {
-        const int32_t *pair = s->input->inherited + 2 * s->n_inherited;
-        if (pair[0] > (int32_t)row)
-            return;
-        for (size_t p = 0; p < s->slots->pages && pair[0] == (int32_t)row; p++)
-            for (uint32_t bits = live[p]; bits; bits &= bits - 1)
-                if (position_in(s, p, bits) == pair[1])
-                    drop(s, live, p, bits & -bits, row);
+    const int32_t *pair = s->input->inherited;
+    while (s->n_inherited < s->input->pairs && pair[2 * s->n_inherited] <= (int32_t)row) {
+        if (pair[2 * s->n_inherited] == (int32_t)row)
+            drop_position(s, live, pair[2 * s->n_inherited + 1], row);
+        s->n_inherited++;
     }
 }
 
-/* Drops the live tokens but those with a score above the threshold, so that a tie and a NaN drop, and those that came no
- * more than `delay` positions before i. The scores are row r of products * scale + beta. */
-static void drop_scored(span *s, uint32_t *live, dcp_tile *products, size_t r, size_t i, size_t row)
+/* Drops the live tokens whose score is not above the threshold (a tie or a NaN drops too), unless they came at most
+ * `delay` positions before i. The scores are row r of products * scale + beta. */
+static void drop_scored(span *s, uint32_t *live, tile *products, size_t r, size_t i, size_t row)
 {
     const dcp_policy *policy = &s->cache->policy;
     const float scale = 1 / sqrtf((float)s->cache->shape.rank), beta = s->input->beta;
@@ -45,18 +61,19 @@ static void drop_scored(span *s, uint32_t *live, dcp_tile *products, size_t r, s
         uint32_t keep = 0;
         for (size_t j = 0; j < DCP_LANES; j++)
             keep |= (uint32_t)(products[p][r][j] * scale + beta > policy->threshold) << j;
-        for (uint32_t bits = live[p] & ~keep; bits; bits &= bits - 1)
-            keep |= i - (size_t)position_in(s, p, bits) <= policy->delay ? bits & -bits : 0;
+        for (uint32_t bits = live[p] & ~keep; bits != 0; bits &= bits - 1)
+            if (i - (size_t)position_in(s, p, bits) <= policy->delay)
+                keep |= bits & -bits;
         drop(s, live, p, live[p] & ~keep, row);
     }
 }
 
-/* The live slots of page p whose tokens are beyond the window of position i, and not safe by their own position. */
+/* The live slots of page p whose tokens no rule by position keeps when token i arrives. */
 static uint32_t unsafe(const span *s, size_t p, const uint32_t *live, size_t i)
 {
     const dcp_policy *policy = &s->cache->policy;
     uint32_t result = 0;
-    for (uint32_t bits = live[p]; bits; bits &= bits - 1) {
+    for (uint32_t bits = live[p]; bits != 0; bits &= bits - 1) {
         const size_t j = (size_t)position_in(s, p, bits);
         if (i - j >= policy->window && j >= policy->first && (policy->stride == 0 || j % policy->stride != 0))
             result |= bits & -bits;
@@ -64,28 +81,28 @@ static uint32_t unsafe(const span *s, size_t p, const uint32_t *live, size_t i)
     return result;
 }
 
-/* What a token got of attention so far, all heads together. */
+/* The attention that the token in the lowest of these slots got so far, all heads together. */
 static float attention_got(const span *s, size_t p, uint32_t bits)
 {
-    float total = 0;
+    float sum = 0;
     for (size_t h = 0; h < s->cache->shape.heads; h++)
-        total += lanes(s, p, DCP_SUMS, h)[__builtin_ctz(bits)];
-    return total;
+        sum += field_row(s, p, DCP_SUMS, h)[__builtin_ctz(bits)];
+    return sum;
 }
 
-/* Drops the unsafe token with the least attention, the earliest of equals, where there are more than `heavy`. Returns
- * whether it did. */
+/* Where there are more than `heavy` unsafe tokens, drops the one that got the least attention, the earliest of equals.
+ * Returns whether it dropped one. */
 static int drop_lightest(span *s, uint32_t *live, size_t i, size_t row)
 {
     size_t candidates = 0, page = 0;
     uint32_t bit = 0;
     float least = 0;
     for (size_t p = 0; p < s->slots->pages; p++)
-        for (uint32_t bits = unsafe(s, p, live, i); bits; bits &= bits - 1) {
-            const float total = attention_got(s, p, bits);
-            if (candidates == 0 || total < least ||
-                (total == least && position_in(s, p, bits) < position_in(s, page, bit))) {
-                least = total;
+        for (uint32_t bits = unsafe(s, p, live, i); bits != 0; bits &= bits - 1) {
+            const float got = attention_got(s, p, bits);
+            if (candidates == 0 || got < least ||
+                (got == least && position_in(s, p, bits) < position_in(s, page, bit))) {
+                least = got;
                 page = p;
                 bit = bits & -bits;
             }
@@ -97,7 +114,7 @@ static int drop_lightest(span *s, uint32_t *live, size_t i, size_t row)
     return 1;
 }
 
-/* The tokens that no rule by position keeps, but for the heavy hitters among them. */
+/* Drops the unsafe tokens, but not the heavy hitters among them. */
 static void drop_unsafe(span *s, uint32_t *live, size_t i, size_t row)
 {
     if (s->cache->policy.by_attention) {
@@ -109,49 +126,68 @@ static void drop_unsafe(span *s, uint32_t *live, size_t i, size_t row)
         drop(s, live, p, unsafe(s, p, live, i), row);
 }
 
-/* Gives row i's token a slot; what the judging of rows reads of it is written now, keys and values later. */
-static void insert(const span *s, size_t i)
+/* Gives row i's token a slot, and writes there what judging other rows reads: position, k_int, no attention yet. Its
+ * key and value are written later, by attend. */
+static void insert(span *s, size_t i)
 {
-    const size_t slot = s->slot_of[i] = dcp_slot_take(s->slots, &s->cache->pool);
-    const size_t p = slot / s->cache->pool.page_slots, lane = slot % s->cache->pool.page_slots;
-    dcp_positions(s->cache, s->slots->page[p])[lane] = (int32_t)s->slots->seen++;
-    for (size_t c = 0; c < s->cache->shape.rank; c++)
-        lanes(s, p, DCP_K_INT, c)[lane] = s->input->k_int[(s->first + i) * s->input->int_stride + c];
-    for (size_t h = 0; h < s->cache->shape.heads && s->cache->policy.by_attention; h++)
-        lanes(s, p, DCP_SUMS, h)[lane] = 0;
+    const dcp_shape *shape = &s->cache->shape;
+    s->slot_of[i] = dcp_slot_take(s->slots, &s->cache->pool);
+    const size_t p = s->slot_of[i] / shape->page_slots, slot = s->slot_of[i] % shape->page_slots;
+    positions_of(s->cache, s->slots->page[p])[slot] = (int32_t)s->slots->seen;
+    s->slots->seen++;
+    for (size_t c = 0; c < shape->rank; c++)
+        field_row(s, p, DCP_K_INT, c)[slot] = s->input->k_int[(s->first + i) * s->input->int_stride + c];
+    if (s->cache->policy.by_attention)
+        for (size_t h = 0; h < shape->heads; h++)
+            field_row(s, p, DCP_SUMS, h)[slot] = 0;
 }
 
-/* One row: drop first, then take a slot, perhaps one just freed. Several rows: take all their slots first, and mark each
- * live from its own row on; slots freed in between are not reused. */
-void judge(span *s, dcp_tile *scores)
+/* scores[p][r] = q_int of row i + r times the interaction keys of page p, for `rows` rows. */
+static void score(const span *s, tile *scores, size_t i, size_t rows)
 {
-    const dcp_cache *cache = s->cache;
-    const size_t list = cache->list_pages, seen = s->slots->seen, stride = s->input->int_stride;
-    uint32_t *live = s->live;
-    memset(live, 0, list * sizeof *live);
-    memcpy(live, s->slots->bitmap, s->slots->pages * sizeof *live);
-    for (size_t i = 0; i < s->rows && s->rows > 1; i++)
-        insert(s, i);
-    for (size_t i = 0, tile = 0, end = 0; i < s->rows; i++, live += list) {
-        const size_t row = s->first + i;
-        if (cache->shape.rank > 0 && i == end) {
-            tile = i;
-            end += tile_rows(s->rows - i);
-            for (size_t p = 0; p < s->slots->pages; p++)
-                dcp_multiply(scores[p], s->input->q_int + row * stride, stride, lanes(s, p, DCP_K_INT, 0),
-                             cache->shape.rank, DCP_FLOAT32, end - tile);
-        }
+    const size_t stride = s->input->int_stride;
+    const float *q_int = s->input->q_int + (s->first + i) * stride;
+    for (size_t p = 0; p < s->slots->pages; p++)
+        multiply_tile(scores[p], q_int, stride, field_row(s, p, DCP_K_INT, 0), s->cache->shape.rank, DCP_FLOAT32, rows);
+}
+
+/* Drops from `live` what row i of the span drops. Its scores are in row r of the tiles. */
+static void judge_row(span *s, uint32_t *live, tile *scores, size_t i, size_t r, size_t position)
+{
+    const size_t row = s->first + i;
+    drop_inherited(s, live, row);
+    if (s->cache->shape.rank > 0)
+        drop_scored(s, live, scores, r, position, row);
+    if (s->cache->policy.window > 0)
+        drop_unsafe(s, live, position, row);
+}
+
+/* One row: drop first, then take a slot, perhaps one just freed. Several rows: take all their slots first, and mark
+ * each live from its own row on; slots freed in between are not reused. */
+void judge(span *s, tile *scores)
+{
+    const size_t list = s->cache->list_pages, n = s->cache->pool.page_slots, seen = s->slots->seen;
+    size_t scored = 0, end = 0; /* rows whose scores are in the tiles: scored .. end - 1 */
+    memset(s->live, 0, list * sizeof *s->live);
+    memcpy(s->live, s->slots->bitmap, s->slots->pages * sizeof *s->live);
+    if (s->rows > 1)
+        for (size_t i = 0; i < s->rows; i++)
+            insert(s, i);
+    for (size_t i = 0; i < s->rows; i++) {
+        uint32_t *live = s->live + i * list;
         if (i > 0)
             memcpy(live, live - list, list * sizeof *live);
-        drop_inherited(s, live, row);
-        if (cache->shape.rank > 0)
-            drop_scored(s, live, scores, i - tile, seen + i, row);
-        if (cache->policy.window > 0)
-            drop_unsafe(s, live, seen + i, row);
+        if (i == end) {
+            scored = i;
+            end += tile_rows(s->rows - i);
+            if (s->cache->shape.rank > 0)
+                score(s, scores, scored, end - scored);
+        }
+        judge_row(s, live, scores, i, i - scored, seen + i);
         if (s->rows == 1) {
             dcp_slots_keep(s->slots, live);
             insert(s, i);
         }
-        live[s->slot_of[i] / cache->pool.page_slots] |= UINT32_C(1) << s->slot_of[i] % cache->pool.page_slots;
+        live[s->slot_of[i] / n] |= UINT32_C(1) << s->slot_of[i] % n;
     }
 }

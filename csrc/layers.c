@@ -5,20 +5,19 @@
 /* The sum of n numbers, or of their squared distances from `mean`: in 32 sums side by side, added up at the end. */
 INLINE float sum_of(const float *x, size_t n, float mean, int squares)
 {
-    float sum[DCP_LANES] = {0};
+    lanes sum = {0};
     size_t i = 0;
     for (; i + DCP_LANES <= n; i += DCP_LANES)
         for (size_t j = 0; j < DCP_LANES; j++)
             sum[j] += squares ? (x[i + j] - mean) * (x[i + j] - mean) : x[i + j];
     for (size_t j = 0; i + j < n; j++)
         sum[j] += squares ? (x[i + j] - mean) * (x[i + j] - mean) : x[i + j];
-    for (size_t m = DCP_LANES / 2; m > 0; m /= 2)
-        for (size_t j = 0; j < m; j++)
-            sum[j] += sum[j + m];
-    return sum[0];
+    return total(sum);
 }
 
-CLONES void dcp_layer_norm_row(float *y, const float *x, const float *gain, const float *bias, float epsilon, size_t n)
+/* dcp_layer_norm for one row. */
+CLONES static void layer_norm_row(float *y, const float *x, const float *gain, const float *bias, float epsilon,
+                                  size_t n)
 {
     const float mean = sum_of(x, n, 0, 0) / (float)n;
     const float rstd = 1 / sqrtf(sum_of(x, n, mean, 1) / (float)n + epsilon);
@@ -26,33 +25,49 @@ CLONES void dcp_layer_norm_row(float *y, const float *x, const float *gain, cons
         y[i] = (x[i] - mean) * rstd * gain[i] + bias[i];
 }
 
-void dcp_layer_norm(float *y, const float *x, const float *gain, const float *bias, float epsilon, size_t rows, size_t n,
-                    size_t threads)
+void dcp_layer_norm(float *y, const float *x, const float *gain, const float *bias, float epsilon, size_t rows,
+                    size_t n, size_t threads)
 {
-    threads = dcp_threads_for(8 * rows * n, threads);
+    threads = threads_for(8 * rows * n, threads);
 #pragma omp parallel for num_threads((int)threads) schedule(static)
     for (size_t r = 0; r < rows; r++)
-        dcp_layer_norm_row(y + r * dcp_stride(n), x + r * dcp_stride(n), gain, bias, epsilon, n);
+        layer_norm_row(y + r * dcp_stride(n), x + r * dcp_stride(n), gain, bias, epsilon, n);
 }
 
 /* x (1 + tanh(a x (1 + b x^2))) / 2 = x / (1 + e^(-2 a x (1 + b x^2))) */
-CLONES void dcp_gelu_new(float *y, const float *x, size_t n)
+CLONES static void gelu_new(float *y, const float *x, size_t n)
 {
     for (size_t i = 0; i < n; i++)
         y[i] = x[i] / (1 + exp_(-0x1.988454p+0f * x[i] * (1 + 0.044715f * x[i] * x[i])));
 }
 
+/* x (1 + erf(x / sqrt(2))) / 2 */
+static void gelu(float *y, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        y[i] = x[i] * (1 + erff(x[i] * 0x1.6a09e6p-1f)) / 2;
+}
+
+/* The larger of x and 0; NaN stays NaN. */
+static void relu(float *y, const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        y[i] = x[i] < 0 ? 0 : x[i];
+}
+
 void dcp_activation(float *y, const float *x, int kind, size_t n, size_t threads)
 {
-    const size_t piece = 1 << 12, pieces = (n + piece - 1) / piece;
-    threads = dcp_threads_for(16 * n, threads);
+    const size_t share = 1 << 12, shares = (n + share - 1) / share; /* numbers that a thread takes at once */
+    threads = threads_for(16 * n, threads);
 #pragma omp parallel for num_threads((int)threads) schedule(static)
-    for (size_t p = 0; p < pieces; p++) {
-        const size_t end = (p + 1) * piece < n ? (p + 1) * piece : n;
+    for (size_t i = 0; i < shares; i++) {
+        const size_t at = i * share, width = n - at < share ? n - at : share;
         if (kind == DCP_GELU_NEW)
-            dcp_gelu_new(y + p * piece, x + p * piece, end - p * piece);
-        for (size_t i = p * piece; kind != DCP_GELU_NEW && i < end; i++)
-            y[i] = kind == DCP_RELU ? (x[i] < 0 ? 0 : x[i]) : x[i] * (1 + erff(x[i] * 0x1.6a09e6p-1f)) / 2;
+            gelu_new(y + at, x + at, width);
+        else if (kind == DCP_GELU)
+            gelu(y + at, x + at, width);
+        else
+            relu(y + at, x + at, width);
     }
 }
 
@@ -60,7 +75,7 @@ void dcp_embedding(float *y, const int64_t *ids, const int64_t *positions, const
                    size_t rows, size_t threads)
 {
     const size_t n = wte->n_in;
-    threads = dcp_threads_for(64 * rows * n, threads); /* a cache line for each number, or few */
+    threads = threads_for(64 * rows * n, threads); /* each number of wte is in a cache line of its own, or nearly */
 #pragma omp parallel for num_threads((int)threads) schedule(static)
     for (size_t r = 0; r < rows; r++) {
         const size_t id = (size_t)ids[r];

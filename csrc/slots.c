@@ -29,7 +29,7 @@ int dcp_pool_add(dcp_pool *pool, unsigned char *memory, size_t pages)
         return DCP_ENOROOM;
     memmove(pool->idle + pages, pool->idle, (pool->n_spare + pool->n_free) * sizeof *pool->idle);
     for (size_t k = 0; k < DCP_AREAS; k++) {
-        for (size_t i = 0; i < pages; i++) /* the last idle page is taken first: so pages are taken in order */
+        for (size_t i = 0; i < pages; i++) /* reversed: the last idle page is taken first, so pages go in order */
             pool->idle[pages - 1 - i].area[k] = memory + i * pool->area_bytes[k];
         memory += pages * pool->area_bytes[k];
     }
@@ -50,17 +50,20 @@ int dcp_pool_grow(dcp_pool *pool, size_t n_free)
 
 void dcp_pool_trim(dcp_pool *pool)
 {
-    for (; pool->n_free > 0; pool->n_free--) {
+    while (pool->n_free > 0) {
         for (size_t k = 0; k < DCP_AREAS; k++)
             madvise(pool->idle[pool->n_spare].area[k], pool->area_bytes[k], MADV_DONTNEED);
         pool->n_spare++;
+        pool->n_free--;
         pool->pages--;
     }
 }
 
+/* Pages are counted by atomic operations, not under a lock: a lock that is held while the process forks would stay held
+ * in the child for ever. */
 dcp_page dcp_page_take(dcp_pool *pool)
 {
-    size_t n; /* no lock: one that is held when the process is forked stays so in the child */
+    size_t n;
 #pragma omp atomic capture
     n = --pool->n_free;
     return pool->idle[pool->n_spare + n];

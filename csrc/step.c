@@ -8,9 +8,10 @@ static size_t thread_tiles(const dcp_cache *cache)
     return cache->shape.heads * (cache->list_pages + cache->v_panels);
 }
 
+/* The bytes of the tiles of all threads. */
 static size_t tiles_bytes(const dcp_cache *cache)
 {
-    return cache->shape.threads * thread_tiles(cache) * sizeof(dcp_tile);
+    return cache->shape.threads * thread_tiles(cache) * sizeof(tile);
 }
 
 size_t dcp_step_bytes(const dcp_cache *cache, const size_t *count, size_t batch)
@@ -21,6 +22,7 @@ size_t dcp_step_bytes(const dcp_cache *cache, const size_t *count, size_t batch)
     return tiles_bytes(cache) + batch * sizeof(span) + rows * (sizeof(size_t) + cache->list_pages * sizeof(uint32_t));
 }
 
+/* Returns DCP_OK, or the error that dcp_step is to return. */
 static int check_input(const dcp_cache *cache, const dcp_input *input, size_t bytes)
 {
     const size_t l = input->layer;
@@ -36,7 +38,7 @@ static int check_input(const dcp_cache *cache, const dcp_input *input, size_t by
     return DCP_OK;
 }
 
-/* A span a sequence, none of its rows done yet. */
+/* Fills a span a sequence; none of its rows is done yet. */
 static void start_spans(span *spans, dcp_cache *cache, const dcp_input *input, int32_t *dropped)
 {
     size_t row = 0, inherited = 0;
@@ -50,7 +52,8 @@ static void start_spans(span *spans, dcp_cache *cache, const dcp_input *input, i
     }
 }
 
-/* The rows that each span takes next, `most` or fewer. Returns about how many multiplications they are; 0: none left. */
+/* Moves each span on to its next rows, at most `most`. Returns about how many multiplications they take; 0 if no span
+ * has any rows left. */
 static size_t next_rows(span *spans, const dcp_input *input, size_t done, size_t most)
 {
     size_t *slot_of = (size_t *)(spans + input->batch), rows = 0, work = 0;
@@ -70,8 +73,8 @@ static size_t next_rows(span *spans, const dcp_input *input, size_t done, size_t
     return work;
 }
 
-/* Into how many tasks the heads of a sequence are split: 1, unless there are too few sequences to go round. For rows of a
- * prompt a task has one head, whose keys and values then stay close by from tile to tile. */
+/* Into how many tasks the heads of a sequence are split. One, unless there are too few sequences to go round. For rows
+ * of a prompt a task is one head: its keys and values then stay in the nearest cache from tile to tile. */
 static size_t tasks_of_a_sequence(const span *spans, size_t batch, size_t heads, size_t threads)
 {
     size_t tasks = 1;
@@ -83,13 +86,14 @@ static size_t tasks_of_a_sequence(const span *spans, size_t batch, size_t heads,
     return tasks;
 }
 
-static void do_round(float *out, span *spans, size_t batch, dcp_tile *tiles, size_t threads)
+/* Judges, stores, attends and compacts the rows that the spans hold now. */
+static void do_round(float *out, span *spans, size_t batch, tile *tiles, size_t threads)
 {
     dcp_cache *cache = spans->cache;
     const size_t H = cache->shape.heads, tasks = tasks_of_a_sequence(spans, batch, H, threads);
 #pragma omp parallel num_threads((int)threads)
     {
-        dcp_tile *w = tiles + (size_t)omp_get_thread_num() * thread_tiles(cache);
+        tile *w = tiles + (size_t)omp_get_thread_num() * thread_tiles(cache);
 #pragma omp for schedule(dynamic)
         for (size_t b = 0; b < batch; b++)
             if (spans[b].rows > 0)
@@ -101,12 +105,24 @@ static void do_round(float *out, span *spans, size_t batch, dcp_tile *tiles, siz
                                          w + H * cache->list_pages});
 #pragma omp for schedule(dynamic)
         for (size_t b = 0; b < batch; b++)
-            if (spans[b].rows > 0) /* what the last row left alive is what the layer holds */
-                dcp_compact(cache, spans[b].slots, spans[b].live + (spans[b].rows - 1) * cache->list_pages);
+            if (spans[b].rows > 0) /* the slots live after the last row are those that the layer keeps */
+                compact(cache, spans[b].slots, spans[b].live + (spans[b].rows - 1) * cache->list_pages);
     }
 }
 
-ptrdiff_t dcp_step(float *out, int32_t *dropped, dcp_cache *cache, const dcp_input *input, void *workspace, size_t bytes)
+/* Moves the pairs of all sequences up to each other. Returns their number. */
+static size_t join_dropped(int32_t *dropped, const span *spans, size_t batch)
+{
+    size_t n = 0;
+    for (size_t b = 0; b < batch; b++) {
+        memmove(dropped + 2 * n, spans[b].dropped, 2 * spans[b].n_dropped * sizeof *dropped);
+        n += spans[b].n_dropped;
+    }
+    return n;
+}
+
+ptrdiff_t dcp_step(float *out, int32_t *dropped, dcp_cache *cache, const dcp_input *input, void *workspace,
+                   size_t bytes)
 {
     const int error = check_input(cache, input, bytes);
     if (error != DCP_OK)
@@ -114,16 +130,11 @@ ptrdiff_t dcp_step(float *out, int32_t *dropped, dcp_cache *cache, const dcp_inp
     const size_t most = cache->policy.by_attention ? 1 : DCP_ROUND_ROWS; /* a row's attention judges the next one */
     span *spans = (span *)(void *)((unsigned char *)workspace + tiles_bytes(cache));
     start_spans(spans, cache, input, dropped);
-    for (size_t done = 0;; done += most) {
-        const size_t work = next_rows(spans, input, done, most);
-        if (work == 0)
-            break;
-        do_round(out, spans, input->batch, workspace, dcp_threads_for(work, cache->shape.threads));
+    size_t done = 0, work = next_rows(spans, input, done, most);
+    while (work > 0) {
+        do_round(out, spans, input->batch, workspace, threads_for(work, cache->shape.threads));
+        done += most;
+        work = next_rows(spans, input, done, most);
     }
-    size_t n = 0; /* the sequences' pairs, moved up to each other */
-    for (size_t b = 0; b < input->batch; b++) {
-        memmove(dropped + 2 * n, spans[b].dropped, 2 * spans[b].n_dropped * sizeof *dropped);
-        n += spans[b].n_dropped;
-    }
-    return (ptrdiff_t)n;
+    return (ptrdiff_t)join_dropped(dropped, spans, input->batch);
 }

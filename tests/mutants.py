@@ -38,6 +38,7 @@ CACHE, DECODER, LOCK = (f"dcp_ref/runtime/{name}.py" for name in ("cache", "deco
 NATIVE_CACHE, NATIVE_DECODER, MEMORY = (f"dcp_ref/native/{name}.py" for name in ("cache", "decoder", "memory"))
 ENGINE, BINDING = ("tests/runtime/test_engine.py",), ("tests/native/test_native.py",)
 WALKS, BETWEEN = ("tests/native/test_decoder.py",), ("tests/runtime/test_reentry.py",)
+INTERRUPTED = ("tests/native/test_interrupted.py",)
 ATTENTION = "csrc/attention.c"
 WALK = "csrc/decode.c"
 REPLACING, FAILURES = ("tests/checkpoints/test_replacing.py",), ("tests/training/test_training_failures.py",)
@@ -152,7 +153,8 @@ MUTANTS = [
     Mutant("a forked child has threads (C)", "csrc/linear.c", "forked = 1;", "forked = 0;", THREADS),
     Mutant("a forked child goes on with what another thread left half done", LOCK, "lock.held = _Broken(lock.what)",
            "lock.held = threading.RLock()", THREADS),
-    Mutant("a finalizer waits for a thread that never goes on", LOCK, "if sys.is_finalizing():", "if False:", BETWEEN),
+    Mutant("a finalizer waits for a thread that never goes on", LOCK, "if sys.is_finalizing():", "if False:",
+           ("tests/runtime/test_finalizing.py",)),
     Mutant("compacting leaves the values behind (C)", "csrc/cache.c", "new + t * 4 * DCP_LANES",
            "new + s * 4 * DCP_LANES", CACHES),
     Mutant("trim keeps the memory (C)", "csrc/slots.c", "pool->piece_bytes[k], MADV_DONTNEED", "0, MADV_DONTNEED",
@@ -161,13 +163,13 @@ MUTANTS = [
            ("tests/native/test_native.py",)),
     Mutant("a fork that is interrupted keeps its pages", NATIVE_CACHE, "except BaseException:", "except Exception:",
            BETWEEN),
-    Mutant("a sequence that C has released is still known", NATIVE_CACHE, "Handles(", "Handles() or (", BETWEEN),
+    Mutant("a sequence that C has released is still known", NATIVE_CACHE, "Handles(", "Handles() or (", INTERRUPTED),
     Mutant("chunks without a bound", MEMORY, "min(pool.pages, CHUNK_BYTES // self.page_bytes)", "pool.pages", BINDING),
     Mutant("more than the need, or nothing", MEMORY, "            wanted = need\n", "", BINDING),
     Mutant("C is shown memory before it is kept", MEMORY,
            "        self._kept.append(chunk)\n        lib.dcp_pool_add(pool, chunk, wanted)",
            "        lib.dcp_pool_add(pool, chunk, wanted)\n        self._kept.append(chunk)",
-           ("tests/native/test_kept_memory.py",)),
+           INTERRUPTED),
     Mutant("more free pages than there are (C)", "csrc/slots.c", "if (more > pool->n_spare)", "if (0)",
            ("tests/native/test_slots.py",)),
     Mutant("positions off by one", DECODER, "np.arange(start, start + n, dtype=np.int64)",
@@ -181,7 +183,8 @@ MUTANTS = [
            BETWEEN),
     Mutant("a batch outlives its sequences (NumPy)", CACHE, "not (batch.draft or self._current(batch)) or ", "",
            ("tests/runtime/test_checks.py",)),
-    Mutant("a feed does not look again", NATIVE_DECODER, "lib.DCP_EINVAL and batch.starts == starts", "error", BETWEEN),
+    Mutant("a feed does not look again", NATIVE_DECODER, "lib.DCP_EINVAL and batch.starts == starts", "error",
+           INTERRUPTED),
     Mutant("a feed that C refuses is passed over", NATIVE_DECODER,
            'raise RuntimeError("a sequence is in the middle of a step: finish it layer by layer")', "break", WALKS),
     Mutant("a prompt's last layer for other rows", DECODER, "x[wanted], y[wanted]", "x[-len(wanted) :], y[wanted]",

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin
 # asan, tsan and baseline build and test a copy. TSan's runtime is GCC's, which can be preloaded; archer is LLVM's.
-COPY = rm -rf build/$@ && mkdir -p build/$@ && cp -r dcp_ref csrc tests *.py *.toml *.md LICENSE build/$@ && \
+COPY = rm -rf build/$@ && mkdir -p build/$@ && cp -r dcp_ref csrc tests examples *.py *.toml *.md LICENSE build/$@ && \
   rm -f build/$@/dcp_ref/_native*.so && cd build/$@ &&
 BUILD := $(CURDIR)/$(RUN)/python setup.py -q build_ext --inplace
 PYTEST := HYPOTHESIS_PROFILE=ci $(CURDIR)/$(RUN)/python -m pytest --capture=sys

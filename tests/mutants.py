@@ -307,6 +307,8 @@ MUTANTS = [
     Mutant("a prompt's last layer for other rows (C)", WALK, "        end += feed->count[i];\n",
            "        end += 1;\n", WALKS),
     Mutant("only the last rows go on, whichever are wanted (C)", WALK, "l + 1 == L && !feed->all", "l + 1 == L", WALKS),
+    Mutant("the last panel is packed whole (C)", LINEAR, "width * sizeof *w", "DCP_LANES * sizeof *w",
+           ("tests/native/test_c_example.py",)),
 ]
 
 

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -101,7 +102,7 @@ def failure(number: int) -> str | None:
     return None
 
 
-def run(numbers: range) -> None:
+def run(numbers: Sequence[int]) -> None:
     """Raises AssertionError, naming the programs that fail."""
     with ThreadPoolExecutor(2) as pool:
         failures = [text for text in tqdm(pool.map(failure, numbers), total=len(numbers), disable=None) if text]

@@ -33,7 +33,8 @@ class Memory:
                 chunk = np.empty(max(taken, self.chunk_bytes) + 64, np.uint8)  # takes memory when first written
             except MemoryError:  # the address space may still have room for what is needed
                 chunk = np.empty(taken + 64, np.uint8)
-            self._left = chunk[-chunk.__array_interface__["data"][0] % 64 :]  # .ctypes imports, perhaps too late
+            address = int(ffi.cast("uintptr_t", ffi.from_buffer(chunk)))  # chunk.ctypes imports, perhaps too late
+            self._left = chunk[-address % 64 :]
         array, self._left = self._left[:size], self._left[taken:]
         return array.view(dtype).reshape(shape)
 

@@ -76,7 +76,7 @@ class KVCache:
         self._check_room(sum(len(tokens.position) for tokens in layers))
         child = self.new_sequence()
         try:
-            self._sequences.replace([child], [list(layers)])
+            self._sequences.replace([child], [self._sequences[child]], [list(layers)])
             return child
         except BaseException:  # an interrupt too: nobody would know the child's handle
             self._sequences.forget(child)
@@ -110,10 +110,7 @@ class KVCache:
 
     def commit(self, batch: Batch, draft: Batch) -> bool:
         """Give the sequences the draft's tokens; False, and no change, if one was fed or released meanwhile."""
-        if not self._current(batch):
-            return False
-        self._sequences.replace(batch.handles, draft.layers)
-        return True
+        return self._sequences.replace(batch.handles, batch.layers, draft.layers)
 
     def trim(self) -> None:
         """Give free memory back to the operating system: here there is none, as nothing is kept."""

@@ -21,7 +21,10 @@ class Stats(NamedTuple):
 
 
 class Handles:
-    """The sequences of a cache, each under an integer that is never used twice; `released` says which are gone."""
+    """The sequences of a cache, each under an integer that is never used twice; `released` says which are gone.
+
+    A change makes a new dict, which takes the old one's place unless a signal's handler or a thread came between.
+    """
 
     def __init__(self, released: Callable[[Any], Any] = lambda sequence: False) -> None:
         self._sequences: dict[int, Any] = {}
@@ -30,16 +33,32 @@ class Handles:
     def add(self, sequence: Any) -> int:
         """Keep a sequence; returns its handle."""
         handle = next(self._next)
-        self._sequences[handle] = sequence
+        while not self._exchange(now := self._sequences, now | {handle: sequence}):
+            continue
         return handle
 
     def forget(self, handle: int) -> None:
         """Stop keeping a sequence, if it is there."""
-        self._sequences.pop(int(handle), None)
+        while True:
+            now = self._sequences
+            left = dict(now)
+            left.pop(int(handle), None)
+            if self._exchange(now, left):
+                return
 
-    def replace(self, handles: list[int], sequences: list[Any]) -> None:
-        """Put other sequences under handles that are in use, all at once."""
-        self._sequences.update(zip(map(int, handles), sequences, strict=True))
+    def replace(self, handles: list[int], old: list[Any], new: list[Any]) -> bool:
+        """Put the sequences `new` in place of `old`, all at once; False, and no change, where `old` is not there."""
+        while True:
+            now = self._sequences
+            if any(now.get(int(handle)) is not sequence for handle, sequence in zip(handles, old, strict=True)):
+                return False
+            if self._exchange(now, now | dict(zip(map(int, handles), new, strict=True))):
+                return True
+
+    def _exchange(self, now: dict[int, Any], changed: dict[int, Any]) -> bool:
+        # On one line, without a call: nothing comes between looking and taking.
+        if self._sequences is now: self._sequences = changed; return True  # noqa: E701, E702
+        return False
 
     def __getitem__(self, handle: int) -> Any:
         return self.distinct([handle])[0]

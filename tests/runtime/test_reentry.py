@@ -293,6 +293,41 @@ def interrupted_at(n, call):
     return False
 
 
+@each_backend
+def test_a_release_at_any_line_of_a_feed_is_for_good(backend):
+    """As of a signal's handler, which comes between two lines: the feed is done before, or refused by name."""
+    n, hit = 0, True
+    while hit:
+        n, hit = n + 1, False
+        engine = Engine(MODEL, backend)
+        gone, kept = engine.new_sequence(), engine.new_sequence()
+        engine.feed([gone, kept], [[1], [2]])
+
+        def trace(frame, event, _, left=[n], engine=engine, gone=gone):  # noqa: B006
+            nonlocal hit
+            if not frame.f_code.co_filename.startswith(PACKAGE):
+                return None
+            if event == "line" and not hit:
+                left[0] -= 1
+                if left[0] == 0:
+                    hit = True
+                    engine.release(gone)
+            return trace
+
+        sys.settrace(trace)
+        try:
+            engine.feed([gone, kept], [[3], [4]])
+            fed = True
+        except ValueError as error:
+            fed = f"{gone} is unknown or was released" not in str(error)
+        finally:
+            sys.settrace(None)
+        assert engine._cache.length(kept) == 1 + fed
+        live = engine.live_counts([kept] if hit else [gone, kept]).sum()
+        assert engine.stats().live_tokens == live
+    assert n > 10
+
+
 OPERATIONS = {
     "feed": lambda e, a, b: e.feed([a, b], [TEXT[:2], [5]]),
     "fork": lambda e, a, b: e.fork(a),

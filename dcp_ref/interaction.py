@@ -10,7 +10,6 @@ down the queries is the product's. log 0 is a true -inf: no epsilon.
 """
 
 import math
-import numbers
 
 import numpy as np
 
@@ -48,19 +47,6 @@ def log_mask_backward(dlog_i, saved):  # [..., T, T] -> [..., T, T]
     keep, alpha = saved
     dlog_keep = np.flip(np.flip(dlog_i, -2).cumsum(-2), -2)  # log_i = log_keep.cumsum(-2): a gate is in all later rows
     return dlog_keep * log_derivative(keep, alpha)  # log_keep = log(keep): 0 where the gate is saturated
-
-
-def check_threshold(threshold: float, learned: bool) -> float:
-    """The threshold as a float: a token stays while its score exceeds it. `learned`: whether scores drop anything.
-
-    Raises ValueError when the threshold is no number, or not 0 where no scores are used.
-    """
-    if not isinstance(threshold, numbers.Real) or isinstance(threshold, bool) or math.isnan(threshold):
-        raise ValueError(f"threshold must be a number, not {threshold!r}")
-    if threshold != 0 and not learned:
-        raise ValueError(f"threshold is {threshold}, but nothing is dropped by a learned score here: leave it 0, or "
-                         "use a model with interaction weights and the policy learned")
-    return float(threshold)
 
 
 def sparsity(log_i):  # [..., T, T] -> scalar

@@ -14,6 +14,8 @@ To add a rule by position, add one field to Policy (and, for C, one to dcp_polic
 """
 
 import dataclasses
+import math
+import numbers
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +24,6 @@ from typing import Any
 import numpy as np
 
 from dcp_ref.config import Config
-from dcp_ref.interaction import check_threshold
 from dcp_ref.layers import softmax
 
 
@@ -77,7 +78,7 @@ class Policy:
         """The rules by position: whether token j stays when token i arrives, heavy hitter or not."""
         result = np.full(np.broadcast_shapes(np.shape(i), np.shape(j)), self.window is None)
         for field in dataclasses.fields(self):
-            if "stays" in field.metadata and (number := getattr(self, field.name)):
+            if field.name in BY_POSITION and (number := getattr(self, field.name)):
                 result |= field.metadata["stays"](i, j, number)
         return result
 
@@ -120,6 +121,7 @@ class Policy:
         return log_own
 
 
+BY_POSITION = [field.name for field in dataclasses.fields(Policy) if "stays" in field.metadata]
 learned = Policy("learned", learned=True)
 dense = Policy("dense")
 
@@ -175,6 +177,19 @@ def for_model(config: Config, policy: Policy | None) -> Policy:
         raise TypeError(f"policy must be None or a Policy, not {policy!r}: policies.parse makes one of a text")
     policy.check(config)
     return policy
+
+
+def check_threshold(threshold: float, learned: bool) -> float:
+    """The threshold as a float: a token stays while its score exceeds it. `learned`: whether scores drop anything.
+
+    Raises ValueError when the threshold is no number, or not 0 where no scores are used.
+    """
+    if not isinstance(threshold, numbers.Real) or isinstance(threshold, bool) or math.isnan(threshold):
+        raise ValueError(f"threshold must be a number, not {threshold!r}")
+    if threshold != 0 and not learned:
+        raise ValueError(f"threshold is {threshold}, but nothing is dropped by a learned score here: leave it 0, or "
+                         "use a model with interaction weights and the policy learned")
+    return float(threshold)
 
 
 def float32_threshold(threshold: float, policy: Policy) -> float:

@@ -13,7 +13,7 @@ from dcp_ref.checkpoints.weights import Model
 from dcp_ref.config import Config
 from dcp_ref.native import kernels as native_kernels
 from dcp_ref.native.cache import NativeCache
-from dcp_ref.runtime.decoder import MATRICES, Packed
+from dcp_ref.runtime.precision import MATRICES, Packed
 
 KV_BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1.0}  # bytes a number, without the scales of int8
 CHILD = """import sys

@@ -16,7 +16,6 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from dcp_ref.checkpoints.inputs import decoded
 from dcp_ref.checkpoints.replacing import current
 from dcp_ref.checkpoints.tokenizer_settings import ADDED, CONFIG, SPECIAL, Said, read_settings
 
@@ -154,7 +153,7 @@ def _put_before(backend: tokenizers.Tokenizer, directory: Path, said: Said) -> N
 
 def _text(file: Path) -> str:
     try:
-        return decoded(file.read_bytes())
+        return file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ValueError(f"{file}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:

@@ -128,9 +128,11 @@ def _prompts(args: argparse.Namespace) -> list[tuple[str, str]]:
     names = ["the prompt"] if len(args.prompts) == 1 else [f"prompt {n + 1}" for n in range(len(args.prompts))]
     prompts = [(name, _utf8(name, text.encode("utf-8", "surrogateescape")))
                for name, text in zip(names, args.prompts, strict=True)]
-    inputs.check(args.file)
-    files = [(inputs.name(path), _read(path)) for path in args.file or ([] if prompts else [inputs.STANDARD])]
-    return prompts + [(name, _utf8(name, data, decoded).removesuffix("\n")) for name, data in files]
+    if args.file or not prompts:
+        inputs.check(args.file)
+        files = [(inputs.name(path), _read(path)) for path in args.file or [inputs.STANDARD]]
+        prompts += [(name, _utf8(name, data, decoded).removesuffix("\n")) for name, data in files]
+    return prompts
 
 
 def _read(path: str) -> bytes:

@@ -10,11 +10,11 @@ import numpy as np
 from dcp_ref.config import Config
 from dcp_ref.native.extension import STORAGE, available, ffi, lib, missing, pointer, rows, strided
 from dcp_ref.native.memory import Memory, Pages, Sequence, check_page_slots
-from dcp_ref.policies import Policy, float32_threshold, for_model
-from dcp_ref.runtime.checks import check_counts, check_input, check_layer, check_max_bytes, check_positions
+from dcp_ref.policies import BY_POSITION, Policy, float32_threshold, for_model
+from dcp_ref.runtime import checks
+from dcp_ref.runtime.checks import Handles, Stats
 from dcp_ref.runtime.lock import ForkAwareLock, InterpreterEnds, locked
 from dcp_ref.runtime.precision import check_storage
-from dcp_ref.runtime.sequences import Handles, Stats
 
 
 class Batch(NamedTuple):
@@ -42,7 +42,8 @@ class NativeCache:
                  policy: Policy | None = None, threshold: float = 0.0, threads: int = 0) -> None:
         if not available():
             raise RuntimeError(f"{missing()}, or use KVCache")
-        self.config, self.page_slots, max_bytes = config, check_page_slots(page_slots), check_max_bytes(max_bytes)
+        self.config, self.page_slots = config, check_page_slots(page_slots)
+        max_bytes = checks.check_max_bytes(max_bytes)
         self.kv, self.policy = check_storage("kv", kv), for_model(config, policy)
         self.threshold = float32_threshold(threshold, self.policy)
         shape = ffi.new("dcp_shape *", {
@@ -59,10 +60,10 @@ class NativeCache:
 
     def _c_policy(self) -> Any:
         policy, config = self.policy, self.config
-        return ffi.new("dcp_policy *", {
-            "window": policy.window or 0, "first": policy.first, "stride": policy.stride, "heavy": policy.heavy or 0,
-            "by_attention": policy.heavy is not None, "delay": min(config.int_delay, config.n_positions),
-            "threshold": self.threshold})
+        fields = {name: getattr(policy, name) or 0 for name in BY_POSITION}
+        return ffi.new("dcp_policy *", fields | {
+            "heavy": policy.heavy or 0, "by_attention": policy.heavy is not None,
+            "delay": min(config.int_delay, config.n_positions), "threshold": self.threshold})
 
     @locked
     def new_sequence(self) -> int:
@@ -112,14 +113,14 @@ class NativeCache:
         then.
         """
         handles = list(sequences)
-        batch = self.batch(handles, check_counts(counts, len(handles)))
+        batch = self.batch(handles, checks.check_counts(counts, len(handles)))
         return batch._replace(workspace=self.room(batch, lib.dcp_step_bytes(self.c, batch.c_counts, len(handles))))
 
     def batch(self, handles: list[int], counts: list[int]) -> Batch:
         """The sequences of a step, checked. Raises ValueError."""
         found = self._sequences.distinct(handles)
         starts = [sequence.c.layer[0].seen for sequence in found]
-        check_positions(self.config, handles, starts, counts)
+        checks.check_positions(self.config, handles, starts, counts)
         pointers = ffi.new("dcp_sequence *[]", [sequence.c for sequence in found])
         return Batch(handles, counts, starts, found, pointers, ffi.new("size_t[]", starts), ffi.new("size_t[]", counts))
 
@@ -147,8 +148,8 @@ class NativeCache:
              q_int: np.ndarray | None = None, k_int: np.ndarray | None = None, beta: float = 0.0,
              inherited: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Decode one layer of a batch that `reserve` returned: see KVCache.step. q, k, v may share an array."""
-        layer, n = check_layer(self.config, layer), sum(batch.counts)
-        x = check_input(self.config, self.policy, n, q, k, v, q_int, k_int, beta, inherited)
+        layer, n = checks.check_layer(self.config, layer), sum(batch.counts)
+        x = checks.check_input(self.config, self.policy, n, q, k, v, q_int, k_int, beta, inherited)
         q, k, v = strided(x.q, x.k, x.v)
         q_int, k_int = strided(x.q_int, x.k_int)
         step_input = ffi.new("dcp_input *", (
@@ -178,7 +179,7 @@ class NativeCache:
     @locked
     def slot_table(self, sequence: int, layer: int) -> np.ndarray:  # -> int32 [pages, page_slots]
         """The position of the token in every slot, -1 in a free one."""
-        layer = check_layer(self.config, layer)
+        layer = checks.check_layer(self.config, layer)
         while True:
             found = self._sequences[sequence]
             table = np.empty((found.c.layer[layer].pages, self.page_slots), np.int32)

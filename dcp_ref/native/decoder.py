@@ -8,8 +8,8 @@ from dcp_ref.checkpoints.weights import Model
 from dcp_ref.native import kernels
 from dcp_ref.native.cache import NativeCache
 from dcp_ref.native.extension import ffi, lib
-from dcp_ref.runtime.decoder import Packed
 from dcp_ref.runtime.lock import locked
+from dcp_ref.runtime.precision import Packed
 
 LAYER_NORMS = ("ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias")
 MATRICES = {"c_attn": "attn.c_attn", "attn_c_proj": "attn.c_proj", "c_fc": "mlp.c_fc", "mlp_c_proj": "mlp.c_proj",

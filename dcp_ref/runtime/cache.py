@@ -19,6 +19,8 @@ import numpy as np
 from dcp_ref.config import Config
 from dcp_ref.policies import Policy, float32_threshold, for_model
 from dcp_ref.runtime.checks import (
+    Handles,
+    Stats,
     StepInput,
     check_bytes,
     check_counts,
@@ -29,7 +31,6 @@ from dcp_ref.runtime.checks import (
 )
 from dcp_ref.runtime.lock import ForkAwareLock
 from dcp_ref.runtime.precision import check_storage, stored
-from dcp_ref.runtime.sequences import Handles, Stats
 from dcp_ref.runtime.tokens import Tokens, attend
 
 

@@ -4,46 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from dcp_ref.checkpoints import files
 from dcp_ref.checkpoints.weights import Model
 from dcp_ref.runtime.lock import locked
-
-MATRICES = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-
-
-class Packed:
-    """A model's weights as its kernels read them: `wte`, `head`, `wpe`, `ln_f`, and a dict for each layer.
-
-    Tensors are packed one by one, and the file's pages of each are let go: so weights are in memory once.
-    Raises ValueError naming a tensor that the storage type cannot hold.
-    """
-
-    def __init__(self, model: Model, kernels: Any, storage: str, learned: bool) -> None:
-        params, config, memory = model.params, model.config, kernels.shared_memory()
-
-        def pack(name: str, w: np.ndarray, bias: np.ndarray | None = None, storage: str = storage) -> Any:
-            try:
-                return kernels.pack(w, bias, storage, memory)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
-            finally:
-                files.forget(w)
-
-        self.wte = pack("wte.weight", params["wte.weight"].T)
-        self.head = self.wte if config.tie_word_embeddings else pack("lm_head.weight", params["lm_head.weight"].T)
-        small = {name: np.array(x, np.float32) for name, x in params.items()
-                 if x.ndim == 1 or name == "wpe.weight"}  # float32 whatever the storage type
-        self.wpe, self.ln_f = small["wpe.weight"], (small["ln_f.weight"], small["ln_f.bias"])
-        self.layers: list[dict[str, Any]] = []
-        for layer in range(config.n_layer):
-            h = f"h.{layer}."
-            own: dict[str, Any] = {name[len(h) :]: x for name, x in small.items() if name.startswith(h)}
-            for name in MATRICES:
-                own[name] = pack(f"{h}{name}.weight", params[f"{h}{name}.weight"], own[f"{name}.bias"])
-            if learned:  # always float32: rounding alone must not decide a drop
-                w = np.concatenate([params[f"{h}attn.q_int.weight"], params[f"{h}attn.k_int.weight"]], axis=1)
-                own["attn.interaction"] = pack(f"{h}attn.q_int.weight", w, storage="float32")
-            self.layers.append(own)
+from dcp_ref.runtime.precision import Packed
 
 
 class Decoder:

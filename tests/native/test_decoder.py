@@ -15,8 +15,8 @@ if not native.available():
 from dcp_ref.native import kernels
 from dcp_ref.native.cache import NativeCache
 from dcp_ref.policies import for_model
-from dcp_ref.runtime.decoder import MATRICES, Decoder
-from dcp_ref.runtime.precision import STORAGES
+from dcp_ref.runtime.decoder import Decoder
+from dcp_ref.runtime.precision import MATRICES, STORAGES
 
 MODEL = moderate_model()
 BITS = np.testing.assert_array_equal

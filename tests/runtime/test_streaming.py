@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from tokenizers_of_all_kinds import KINDS, TEXT
 
 from dcp_ref.checkpoints.tokenizer import Tokenizer
-from dcp_ref.runtime import streaming
-from dcp_ref.runtime.streaming import Stream
+from dcp_ref.runtime import row
+from dcp_ref.runtime.row import Stream
 
 TOKENIZERS = {name: Tokenizer(made()) for name, made in KINDS.items()}
 BYTES = TOKENIZERS["byte_fallback"]
@@ -107,7 +107,7 @@ def test_a_run_of_bytes_that_breaks_was_not_shown():
 
 
 def test_a_prompt_may_end_in_a_long_run_of_bytes():
-    run = fallback("海" * streaming.WINDOW)
+    run = fallback("海" * row.WINDOW)
     for cut in (3, 6):
         stream = Stream(BYTES, [*BYTES.encode("the"), *run[:-cut]])
         for i in run[-cut:]:
@@ -128,7 +128,7 @@ def test_a_token_costs_the_same_however_many_came_before(name, monkeypatch):
     decoded.clear()
     for i in ids:
         stream.push(i)
-    assert len(ids) > 30 * streaming.WINDOW / 4 and max(decoded) <= streaming.WINDOW + 1
+    assert len(ids) > 30 * row.WINDOW / 4 and max(decoded) <= row.WINDOW + 1
     assert len(decoded) < 1.1 * len(ids)
 
 
@@ -138,7 +138,7 @@ def test_a_long_run_of_bytes_is_decoded_once(monkeypatch):
     monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: decoded.append(len(ids)) or decode(self, ids))
     for i in [*fallback("海" * 500), *BYTES.encode("the old man") * 9]:
         stream.push(i)
-    assert sum(n > streaming.WINDOW + 1 for n in decoded) == 1
+    assert sum(n > row.WINDOW + 1 for n in decoded) == 1
 
 
 def test_ids_of_the_prompt_that_have_no_text_are_left_out():

@@ -51,6 +51,12 @@ def test_it_says_what_the_shipped_model_was_measured_at():
         assert f"{int(speed):,}" in README and f"{megabytes} MB" in README
 
 
+def test_the_rule_is_the_same_everywhere():
+    rule = re.search(r"iff\n\n +(\(rank.*\n +\(window.*)\n", (ROOT / "dcp_ref/policies.py").read_text()).group(1)
+    for text in (README, (ROOT / "csrc/dcp.h").read_text().replace("*", "")):
+        assert " ".join(rule.split()) in " ".join(text.split())
+
+
 def test_it_counts_the_mutants():
     assert f"`make mutants` applies {len(mutants.MUTANTS)} small wrong edits" in README
 

@@ -14,7 +14,7 @@ from cffi import FFI
 # Relative to setup.py, as setuptools wants them.
 SOURCES = [f"csrc/{name}.c" for name in (
     "slots", "cache", "judge", "attend", "step", "decode", "linear", "layers", "threads",
-    "training_attention", "training_lanes", "training_mask", "training_losses")]
+    "training_attention", "training_lanes", "training_mask", "training_elementwise")]
 HEADERS = [f"csrc/{name}.h" for name in ("dcp", "training")]
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []  # elsewhere the compiler may not have it: one thread
 EXPORTS = ["-Wl,--version-script=csrc/exports.map"] if sys.platform == "linux" else []

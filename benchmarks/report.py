@@ -6,8 +6,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from dcp_ref.analysis.table import markdown
-from dcp_ref.bench.comparison import pays_from, plot, scoring_share
 from dcp_ref.bench.decoding import Point
+from dcp_ref.bench.sweep_summary import pays_from, plot, scoring_share
 from dcp_ref.checkpoints import pictures
 
 PACKAGES = ("dcp-ref", "numpy", "torch", "transformers", "ctranslate2", "llama_cpp_python")

@@ -32,7 +32,7 @@ void dcp_log_mask(float *log_i, float *slope, const float *s, size_t T, float n,
 /* ds [T, T] from dlog_i [T, T] and the forward's slope. */
 void dcp_log_mask_backward(float *ds, const float *dlog_i, const float *slope, size_t T, size_t threads);
 
-/* ---- training_losses.c: dcp_ref/layers.py ---- */
+/* ---- training_elementwise.c: dcp_ref/layers.py ---- */
 
 /* y [n] = gelu_new of x [n], and slope [n], its derivative. */
 void dcp_gelu_new_saved(float *y, float *slope, const float *x, size_t n, size_t threads);

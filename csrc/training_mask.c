@@ -121,7 +121,7 @@ CLONES static void log_mask_columns(float *log_i, float *slope, const float *s, 
             const float sum_now = sum[j] + (saturated ? (score[j] > 0 ? 0 : -INFINITY) : log_keep[j]);
             sum[j] = sum[j] == -INFINITY ? sum[j] : sum_now; /* a later NaN does not bring back what is gone */
             log_i[i * T + first + j] = sum[j];
-            slope[i * T + first + j] = saturated | (score[j] != score[j]) ? 0 : step[j];
+            slope[i * T + first + j] = (saturated | (score[j] != score[j])) ? 0 : step[j];
         }
     }
 }

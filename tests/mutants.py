@@ -272,7 +272,7 @@ MUTANTS = [
     Mutant("a picture is drawn of steps that are not saved", "dcp_ref/training/loop.py", "or drawn or", "or",
            ("tests/training/test_metrics_plot.py",)),
     Mutant("a signal loses steps", "dcp_ref/training/loop.py", "last or stopped or", "last or",
-           ("tests/training/test_stopping.py",)),
+           ("tests/training/test_signals.py",)),
     Mutant("an infinite score is no number (C)", MASK_C, "(fabsf(score[j]) == INFINITY)", "(score[j] == INFINITY)",
            NATIVE),
     Mutant("a NaN brings back what is gone (C)", MASK_C, "sum[j] = sum[j] == -INFINITY ? sum[j] : sum_now;",

@@ -9,9 +9,9 @@ from typing import Any
 
 from dcp_ref import __version__, native
 from dcp_ref.analysis.table import markdown
-from dcp_ref.bench.comparison import columns, pays_from, plot, point_at, scoring_share
 from dcp_ref.bench.decoding import Point, random_model, sweep
 from dcp_ref.bench.parts import Attention, Linears, packed
+from dcp_ref.bench.sweep_summary import columns, pays_from, plot, point_at, scoring_share
 from dcp_ref.bench.timing import interleaved
 from dcp_ref.checkpoints import pictures
 from dcp_ref.checkpoints.weights import Model

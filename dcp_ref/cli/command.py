@@ -9,7 +9,7 @@ from typing import Any, TextIO, cast
 
 from dcp_ref import __version__
 from dcp_ref.cli import bench, download, evaluate, generate, info, options, streams, train
-from dcp_ref.training.stopping import Stopped
+from dcp_ref.training.signals import Stopped
 
 COMMANDS: dict[str, Any] = {  # modules: HELP is one line, `add_options` adds to a parser, `run` obeys
     "generate": generate,

@@ -29,9 +29,9 @@ from dcp_ref.runtime.checks import (
     check_max_bytes,
     check_positions,
 )
+from dcp_ref.runtime.live_tokens import Tokens, attend
 from dcp_ref.runtime.lock import ForkAwareLock
 from dcp_ref.runtime.precision import check_storage, stored
-from dcp_ref.runtime.tokens import Tokens, attend
 
 
 class Batch(NamedTuple):

@@ -2,7 +2,7 @@
 
 Read settings.py (with settings_checks.py) and step.py, one optimizer step, with what it uses: data.py, schedules.py,
 optimizer.py, steering.py (gamma), teacher.py. loop.py repeats the step; run_files.py keeps what a run can resume from.
-parallel.py, stopping.py and metrics_plot.py are threads, signals and the picture.
+parallel.py, signals.py and metrics_plot.py are threads, signals and the picture.
 """
 
 from dcp_ref.training.loop import train

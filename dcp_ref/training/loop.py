@@ -21,8 +21,8 @@ from dcp_ref.training import data, metrics_plot, run_files, teacher
 from dcp_ref.training.parallel import Pool, processors
 from dcp_ref.training.run_files import State, TrainingError
 from dcp_ref.training.settings import TrainSettings
+from dcp_ref.training.signals import between_steps
 from dcp_ref.training.step import perplexity, train_step
-from dcp_ref.training.stopping import between_steps
 
 
 class Bar(tqdm):

@@ -9,9 +9,9 @@ import pytest
 from cli_tools import assert_refused, call
 
 from dcp_ref import Config, Engine, native, policies
-from dcp_ref.bench.comparison import pays_from, scoring_share
 from dcp_ref.bench.decoding import Decoding, Point, calibrated, random_model, random_prompt
 from dcp_ref.bench.parts import Attention, Linears, kv_bytes, packed, peak_rss
+from dcp_ref.bench.sweep_summary import pays_from, scoring_share
 from dcp_ref.cli import bench
 
 CONFIG = Config(vocab_size=97, n_positions=160, n_embd=32, n_layer=3, n_head=2, int_n_embd=16, eos_token_id=None)

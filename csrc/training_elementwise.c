@@ -1,4 +1,4 @@
-/* training_losses.c - element by element: the activation and its slope, and the exponentials of cross-entropy, twins of
+/* training_elementwise.c - element by element: the activation and its slope, and the exponentials of cross-entropy, twins of
  * dcp_ref/layers.py. */
 
 #include "common.h"

@@ -11,7 +11,7 @@ from training_tools import failing, result, run_settings
 
 from dcp_ref.training import TrainingError, loop, train
 from dcp_ref.training.run_files import load_state
-from dcp_ref.training.stopping import SIGNALS, Stopped, between_steps
+from dcp_ref.training.signals import SIGNALS, Stopped, between_steps
 
 OTHERS = [number for number in SIGNALS if number != signal.SIGINT]
 by_name = pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)

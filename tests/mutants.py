@@ -3,7 +3,7 @@
 Each edit is applied to a copy of the project, the extension is rebuilt where C changed, and the tests that could
 notice are run. An edit that no test fails has survived: this script then exits with 1. The first three are the faults
 of the paper's own code, the way they would look here. A run that was ended goes on where it was: what it found out is
-in build/mutants.json, and counts as long as no file changes.
+in build/mutants.json, and counts until the mutant, its file or its tests change.
 """
 
 import hashlib
@@ -322,8 +322,8 @@ def main() -> int:
         print("\n".join(wrong))
         return 1
     known = Known()
-    left = [mutant for mutant in mutants if mutant.name not in known.killed]
-    print(f"{len(mutants) - len(left)} of {len(mutants)} mutants were killed by an earlier run of the same files")
+    left = [mutant for mutant in mutants if not known.killer(mutant)]
+    print(f"{len(mutants) - len(left)} of {len(mutants)} mutants were killed by an earlier run of these files")
     survivors = try_all(left, known) if left else 0
     if survivors is None:
         return 1
@@ -344,28 +344,54 @@ def complaints(mutants: list[Mutant]) -> list[str]:
 
 
 class Known:
-    """What earlier runs found out about the very same files: mutants that were killed, tests that passed unchanged."""
+    """What earlier runs found out: mutants that were killed, and tests that passed without any.
+
+    A kill counts until the mutant, its file or one of its tests changes; a pass, until any file does.
+    """
 
     def __init__(self) -> None:
-        files = sorted(file for name in NEEDED for file in (ROOT / name, *(ROOT / name).rglob("*"))
-                       if file.is_file() and file.suffix not in (".pyc", ".so") and file.name != "_native.c")
-        tree = hashlib.sha256()
-        for file in files:
-            tree.update(f"{file.relative_to(ROOT)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+        files = (file for name in NEEDED for file in (ROOT / name, *(ROOT / name).rglob("*"))
+                 if file.is_file() and file.suffix not in (".pyc", ".so") and file.name != "_native.c")
+        self._tree, self._lock = digest(files), threading.Lock()
         found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        same = found if found.get("tree") == tree.hexdigest() else {}
-        self._tree, self._lock = tree.hexdigest(), threading.Lock()
-        self.killed: dict[str, str] = same.get("killed", {})
-        self.passed: list[str] = same.get("passed", [])
+        self._killed: dict[str, list[str]] = found.get("killed", {})
+        self.passed: list[str] = found.get("passed", []) if found.get("tree") == self._tree else []
 
-    def add(self, killed: dict[str, str], passed: list[str]) -> None:
-        """Remember; the file is replaced whole, so that a run can be ended at any time."""
+    def killer(self, mutant: Mutant) -> str | None:
+        """The test that killed this mutant, if that is known."""
+        key, test = self._killed.get(mutant.name, ("", ""))
+        return test if key == self._key(mutant) else None
+
+    def add(self, mutant: Mutant, test: str) -> None:
+        """Remember what killed a mutant."""
         with self._lock:
-            self.killed, self.passed = self.killed | killed, sorted({*self.passed, *passed})
-            RESULTS.parent.mkdir(exist_ok=True)
-            new = RESULTS.with_suffix(".new")
-            new.write_text(json.dumps({"tree": self._tree, "killed": self.killed, "passed": self.passed}, indent=1))
-            new.replace(RESULTS)
+            self._killed[mutant.name] = [self._key(mutant), test]
+            self._write()
+
+    def add_passed(self, tests: Iterable[str]) -> None:
+        """Remember tests that pass without any mutant."""
+        with self._lock:
+            self.passed = sorted({*self.passed, *tests})
+            self._write()
+
+    def _key(self, mutant: Mutant) -> str:
+        files = [ROOT / name for name in (mutant.file, *mutant.tests)]
+        return hashlib.sha256(f"{mutant.old} {mutant.new} {digest(files)}".encode()).hexdigest()
+
+    def _write(self) -> None:
+        """Replace the file whole, so that a run can be ended at any time."""
+        RESULTS.parent.mkdir(exist_ok=True)
+        new = RESULTS.with_suffix(".new")
+        new.write_text(json.dumps({"tree": self._tree, "killed": self._killed, "passed": self.passed}, indent=1))
+        new.replace(RESULTS)
+
+
+def digest(files: Iterable[Path]) -> str:
+    """A hash of the names and contents of files."""
+    tree = hashlib.sha256()
+    for file in sorted(files):
+        tree.update(f"{file.relative_to(ROOT)} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return tree.hexdigest()
 
 
 def try_all(mutants: list[Mutant], known: Known) -> int | None:
@@ -383,14 +409,14 @@ def try_all(mutants: list[Mutant], known: Known) -> int | None:
                 copies.put(copy)
             print(f"{'SURVIVED' if test is None else 'killed  '} {mutant.name:64} {test or ''}", flush=True)
             if test is not None:
-                known.add({mutant.name: test}, [])
+                known.add(mutant, test)
             return test is None
 
         tests = sorted({test for mutant in mutants for test in mutant.tests} - set(known.passed))
         if tests and (failure := failing_test(Path(scratch) / "0", tests, None)):
             print(f"the tests fail without any mutant: {failure}")
             return None
-        known.add({}, tests)
+        known.add_passed(tests)
         return sum(pool.map(run, mutants))
 
 
@@ -416,8 +442,8 @@ def build(copy: Path) -> None:
 
 def killer(copy: Path, mutant: Mutant) -> str | None:
     """The first test that fails with this edit; None when it survives. The copy is put right again."""
-    file = copy / mutant.file
-    right = file.read_text(encoding="utf-8")
+    file, built = copy / mutant.file, next((copy / "dcp_ref").glob("_native*.so"))
+    right, extension = file.read_text(encoding="utf-8"), built.read_bytes()
     file.write_text(right.replace(mutant.old, mutant.new), encoding="utf-8")
     try:
         if mutant.file.startswith("csrc"):
@@ -425,8 +451,7 @@ def killer(copy: Path, mutant: Mutant) -> str | None:
         return failing_test(copy, mutant.tests, MOST_SECONDS)
     finally:
         file.write_text(right, encoding="utf-8")
-        if mutant.file.startswith("csrc"):
-            build(copy)
+        built.write_bytes(extension)
 
 
 def failing_test(copy: Path, tests: Iterable[str], seconds: float | None) -> str | None:

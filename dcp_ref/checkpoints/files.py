@@ -15,6 +15,7 @@ from numpy.lib.array_utils import byte_bounds
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from dcp_ref.checkpoints import hub
 from dcp_ref.checkpoints.replacing import current
 from dcp_ref.checkpoints.replacing import replacing as replacing  # re-exported for those who write files
 
@@ -31,7 +32,10 @@ class CheckpointError(ValueError):
 
 
 def find_model(path_or_name: str | os.PathLike[str]) -> Path:
-    """The directory at this path, or else that of the shipped model with this name. Raises CheckpointError."""
+    """The directory at this path, or that of the shipped model, or of the model in Hugging Face's cache, of this name.
+
+    Raises CheckpointError.
+    """
     directory = Path(path_or_name)
     if path_or_name == "":  # Path("") would be the working directory
         raise CheckpointError(f"the path is empty; give a directory, or one of the shipped models {shipped_models()}")
@@ -42,10 +46,11 @@ def find_model(path_or_name: str | os.PathLike[str]) -> Path:
         raise CheckpointError(f"{directory}: a file; give the directory that holds it")
     if isinstance(path_or_name, str) and path_or_name in shipped_models():  # "./tiny" and Path("tiny") are paths
         return SHIPPED / path_or_name
-    raise CheckpointError(
-        f"{os.fspath(path_or_name)}: no such directory, nor the bare name of a shipped model (there are "
-        f"{shipped_models()})"
-    )
+    name = path_or_name if isinstance(path_or_name, str) else ""
+    if (cached := hub.in_cache(name)) is not None:
+        return cached
+    raise CheckpointError(f"{os.fspath(path_or_name)}: no such directory, nor the bare name of a shipped model (there "
+                          f"are {shipped_models()}){hub.advice(name)}")
 
 
 def _mode(path: Path) -> int | None:

@@ -76,7 +76,9 @@ def init_params(config: Config, seed: int) -> Params:
 
 
 def load(path_or_name: str | PathLike[str]) -> Model:
-    """The model in a directory, or else the shipped model with that name.
+    """The model in a directory, or else the shipped model with that name, or else the one in Hugging Face's cache.
+
+    A name of the hub may have a revision, as in gpt2@REVISION (hub.py); nothing is ever downloaded.
 
     float32 and float64 weights are read-only views of the mapped file. Copy one to change it, and do not write into the
     file while the model is in use; `save` is fine, as it replaces the file. 16-bit weights become float32 copies.

@@ -28,8 +28,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_model(p: argparse.ArgumentParser, default: str | None = DEFAULT_MODEL) -> None:
-    p.add_argument("--model", default=default, metavar="DIR",
-                   help=f"a model directory, or the name of a shipped model (default: {DEFAULT_MODEL})")
+    p.add_argument("--model", default=default, metavar="MODEL",
+                   help="a model directory, or the name of a shipped model or of one in Hugging Face's cache "
+                        f"(default: {DEFAULT_MODEL})")
 
 
 def add_json(p: argparse.ArgumentParser) -> None:

@@ -100,8 +100,10 @@ def test_train_stopped(capsys, monkeypatch):
 def test_download(capsys, monkeypatch, tmp_path):
     asked = []
 
-    def snapshot_download(name, local_dir, allow_patterns):
-        asked.append(name)
+    def snapshot_download(name, revision, local_dir=None, allow_patterns=(), local_files_only=False):
+        if local_files_only:
+            raise ValueError("not in the cache")
+        asked.append((name, revision))
         assert set(allow_patterns) >= {
             "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
             "merges.txt", "added_tokens.json", "special_tokens_map.json", "spiece.model", "model-*.safetensors"}
@@ -118,6 +120,9 @@ def test_download(capsys, monkeypatch, tmp_path):
     assert call(capsys, "download", "gpt2", "--out", "here")[0] == 0 and (tmp_path / "here").is_dir()
     assert_refused(call(capsys, "download", "openai/gpt3"), "openai/gpt3: 404 Client Error. Not Found", code=1)
     assert call(capsys, "download", "empty")[0] == 2
-    assert asked == ["openai/gpt2", "gpt2", "openai/gpt3", "empty"]
+    assert call(capsys, "download", "openai/gpt2@v1")[1].endswith("--model gpt2\n")
+    assert asked == [("openai/gpt2", None), ("gpt2", None), ("openai/gpt3", None), ("empty", None),
+                     ("openai/gpt2", "v1")]
+    assert_refused(call(capsys, "download", "open ai/gpt2"), "'open ai/gpt2' is no name of the Hugging Face hub")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert_refused(call(capsys, "download", "gpt2"), "huggingface_hub is missing: pip install huggingface_hub")

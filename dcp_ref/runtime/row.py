@@ -28,10 +28,10 @@ class Generation(NamedTuple):
 
 
 class Dropped(NamedTuple):
-    """What one step dropped from a whole batch; the row's tokens are `count` rows from `first` on."""
+    """What one step dropped from a whole batch; the row's tokens are `n` rows from `first` on."""
 
     first: int
-    count: int
+    n: int
     start: int  # the position of the first of them
     layers: np.ndarray  # int64 [n]
     pairs: np.ndarray  # int32 [n, 2]: (row of the batch, position)

@@ -6,9 +6,13 @@ and summarize.py. pieces.py is the text of each token, text_picture.py what a te
 as_json.py what a page reads.
 """
 
+from dcp_ref.tracing.counterfactual import Counterfactual
+from dcp_ref.tracing.differences import Differences
 from dcp_ref.tracing.drops import REASONS, Drops
+from dcp_ref.tracing.reasons import Why
 from dcp_ref.tracing.record import Trace
 from dcp_ref.tracing.recording import trace
+from dcp_ref.tracing.summarize import Summary, summary
 from dcp_ref.tracing.trace_files import load
 
-__all__ = ["REASONS", "Drops", "Trace", "load", "trace"]
+__all__ = ["REASONS", "Counterfactual", "Differences", "Drops", "Summary", "Trace", "Why", "load", "summary", "trace"]

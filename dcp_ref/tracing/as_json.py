@@ -3,11 +3,11 @@
     format, version, model, policy, threshold (a number, "inf" or "-inf"), backend, n_layer L, int_delay,
     propagate_in_depth, prompt_tokens
     ids [T], texts [T], kinds [T] (indices into kind_names)
-    drops             layer, position, dropped_by, score, margin, reason (indices into reasons): [D] each; null: no number
+    drops             layer, position, dropped_by, score, margin (null: no number), reason (indices into reasons): [D]
     lifetime, live_counts   [L][T]
     interaction       null, or q and k (b64, float32 [L, T, r]), beta [L], r
-    parts             null, or names (layer l has the first 2 + 2l, and ln_1.bias), query and key (b64, float32): of each
-                      drop in turn the 3 + 2l parts of score - beta
+    parts             null, or names (layer l has the first 2 + 2l, and ln_1.bias), query and key (b64, float32): of
+                      each drop in turn the 3 + 2l parts of score - beta
     counterfactuals   those that were asked for: layer, i, j, first = i, delta: of the tokens first+1 .. T-1
     everything        null, or the delta of tokens 1 .. T-1 had nothing been dropped
 
@@ -64,7 +64,11 @@ def _scores(trace: "Trace") -> dict[str, Any]:
 
 
 def _what_if(trace: "Trace") -> dict[str, Any]:
-    return {"counterfactuals": [], "everything": None}
+    everything = trace.counterfactuals.get((None, None, None))
+    return {"counterfactuals": [{"layer": one.layer, "i": one.i, "j": one.j, "first": one.first,
+                                 "delta": _numbers(one.delta)}
+                                for one in trace.counterfactuals.values() if one.layer is not None],
+            "everything": None if everything is None else _numbers(everything.delta)}
 
 
 def _numbers(array: np.ndarray) -> list[int | float | None]:

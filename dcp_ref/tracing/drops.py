@@ -62,5 +62,5 @@ def rows_that_dropped(lifetime: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
 def scores_of_pairs(trace: "Trace", layer, i, j) -> np.ndarray:  # integers that broadcast to [n] -> float32 [n]
     """s[i, j] of each pair in its layer; the policy must be learned."""
     q, k, beta = trace.scored
-    s = np.einsum("nr,nr->n", q[layer, i], k[layer, j]) / np.float32(math.sqrt(q.shape[2]))
+    s = np.einsum("...r,...r->...", q[layer, i], k[layer, j]) / np.float32(math.sqrt(q.shape[2]))
     return s + beta[layer]

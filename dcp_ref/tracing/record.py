@@ -16,8 +16,11 @@ from dcp_ref.checkpoints.weights import Model
 from dcp_ref.config import Config
 from dcp_ref.policies import Policy
 from dcp_ref.tracing import as_json, text_picture, trace_files
+from dcp_ref.tracing.counterfactual import Counterfactual, counterfactual, log_probabilities
+from dcp_ref.tracing.differences import Differences, compare
 from dcp_ref.tracing.drops import Drops, drops_of
 from dcp_ref.tracing.kinds import kinds_of
+from dcp_ref.tracing.reasons import Why, why
 from dcp_ref.tracing.replay import Interaction, Replay, replay
 from dcp_ref.tracing.scored import Pairs, Parts, pairs_of, parts_of
 
@@ -61,6 +64,11 @@ class Trace:
         T = len(self.ids)
         return (self.lifetime - 1).sum(1) / (T * (T - 1) / 2) if T > 1 else np.ones(len(self.lifetime))
 
+    @property
+    def title(self) -> str:
+        """The model and the rule, in a few words."""
+        return f"{self.name}, policy {self.policy}" + (f" at threshold {self.threshold:g}" if self.threshold else "")
+
     @cached_property
     def kinds(self) -> np.ndarray:  # int8 [T]
         """The kind of each token, an index into kinds.KINDS."""
@@ -91,6 +99,32 @@ class Trace:
         if self.interaction is None:
             raise ValueError(f"policy {self.policy}: no score decides what is dropped; trace with a learned policy")
         return self.interaction
+
+    def why(self, layer: int, i: int, j: int) -> Why:
+        """What the score of token j by token i is made of (reasons.py); any j < i, where the policy is learned."""
+        return why(self, layer, i, j)
+
+    def counterfactual(self, layer: int | None = None, i: int | None = None, j: int | None = None) -> Counterfactual:
+        """How likely each following token had been, had token i kept j; without a pair, had nothing been dropped.
+
+        Pages show those that were asked for. Raises ValueError as counterfactual.py says.
+        """
+        found = self.counterfactuals[layer, i, j] = counterfactual(self, layer, i, j)
+        return found
+
+    @cached_property
+    def counterfactuals(self) -> dict[tuple[int | None, int | None, int | None], Counterfactual]:
+        """Those that were asked for, by (layer, i, j)."""
+        return {}
+
+    @cached_property
+    def log_probabilities(self) -> np.ndarray:  # float32 [T - 1]
+        """The log-probability of tokens 1 .. T-1, in nats, by the dense forward."""
+        return log_probabilities(self, self.policy, self.threshold)
+
+    def compare(self, other: "Trace") -> Differences:
+        """What another trace of the same tokens does otherwise."""
+        return compare(self, other)
 
     @cached_property
     def replayed(self) -> Replay:
@@ -145,4 +179,4 @@ class Trace:
         return text_picture.picture(self)
 
     def __repr__(self) -> str:
-        return f"<Trace of {len(self.ids)} tokens, {self.name}, policy {self.policy}>"
+        return f"<Trace of {len(self.ids)} tokens, {self.title}>"

@@ -38,7 +38,7 @@ class Replay(NamedTuple):
 
 
 def replay(trace: "Trace", model: Model) -> Replay:
-    """The forward of the traced tokens under the recorded masks, in float32, with weights, keys and values as stored."""
+    """The forward of the traced tokens under the recorded masks, in float32, with all numbers as they were stored."""
     config, T = model.config, len(trace.ids)
     w = Packed(model, kernels, trace.weights, trace.policy.learned)
     parts = [w.wte.w[:, trace.ids].T, w.wpe[:T]]
@@ -52,7 +52,8 @@ def replay(trace: "Trace", model: Model) -> Replay:
         q, k, v = np.split(kernels.linear(n, p["attn.c_attn"]), 3, axis=1)
         k, v = stored(k, trace.kv, config.n_head), stored(v, trace.kv, config.n_head)
         log_i = np.where(i < left[layer], np.float32(0), np.float32(-np.inf))
-        y, _ = attention(*(split_heads(part, config.n_head) for part in (q, k, v)), log_i, config.attention_scale(layer))
+        q, k, v = (split_heads(part, config.n_head) for part in (q, k, v))
+        y, _ = attention(q, k, v, log_i, config.attention_scale(layer))
         parts.append(kernels.linear(merge_heads(y), p["attn.c_proj"]))
         x = x + parts[-1]
         n = kernels.layer_norm(x, p["ln_2.weight"], p["ln_2.bias"], config.layer_norm_epsilon)

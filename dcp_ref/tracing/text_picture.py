@@ -18,10 +18,9 @@ SHOWN = {"\n": "↵", "\r": "␍", "\t": "→"}
 
 def picture(trace: "Trace") -> str:
     """Facts, a curve of live tokens a layer, then the tokens."""
-    T, L = len(trace.ids), trace.config.n_layer
-    at = f" at threshold {trace.threshold:g}" if trace.threshold else ""
-    new = f", {T - trace.prompt_tokens} of them generated" if T > trace.prompt_tokens else ""
-    lines = [f"{trace.name}, policy {trace.policy}{at}: {T} tokens{new}", "",
+    T = len(trace.ids)
+    new = f", {T - trace.prompt_tokens} of them generated" if trace.prompt_tokens < T else ""
+    lines = [f"{trace.title}: {T} tokens{new}", "",
              f"{'':{MARGIN}}live tokens, from the first step to the last"]
     most = int(trace.live_counts.max())
     for layer, (counts, kept) in enumerate(zip(trace.live_counts, trace.share_kept, strict=True)):
@@ -30,7 +29,7 @@ def picture(trace: "Trace") -> str:
     left = np.arange(T) + trace.lifetime
     start = 0
     while start < min(T, MOST):
-        end, cells = start, []
+        end, cells = start, list[int]()
         while end < min(T, MOST) and sum(cells) + (n := _cell(trace, left, end)) <= WIDTH - MARGIN:
             cells.append(n)
             end += 1

@@ -76,8 +76,11 @@ def make_rows(
     return [Row(model, prompt, max_new_tokens, row_stream(seed, b), stop, traced) for b, prompt in enumerate(ids)]
 
 
-def prompt_ids(model: Model, prompt: Prompt, name: str) -> list[int]:
-    """The token ids of a prompt. Raises ValueError, calling the prompt `name`, when the model cannot continue it."""
+def prompt_ids(model: Model, prompt: Prompt, name: str, whole: bool = True) -> list[int]:
+    """The token ids of a prompt, which must fit the model's positions where it is read as a `whole`.
+
+    Raises ValueError, calling the prompt `name`, when the model cannot continue it.
+    """
     V, n_positions = model.config.vocab_size, model.config.n_positions
     if isinstance(prompt, str):
         if model.tokenizer is None:
@@ -90,7 +93,7 @@ def prompt_ids(model: Model, prompt: Prompt, name: str) -> list[int]:
         ids = _integers(name, prompt)
     if not ids:
         raise ValueError(f"{name} is empty")
-    if len(ids) > n_positions:
+    if whole and len(ids) > n_positions:
         raise ValueError(f"{name} is too long: {len(ids)} tokens, but the model has {n_positions} positions")
     for i in ids:
         if not 0 <= i < V:

@@ -11,8 +11,9 @@ from dcp_ref.tracing.differences import Differences
 from dcp_ref.tracing.drops import REASONS, Drops
 from dcp_ref.tracing.reasons import Why
 from dcp_ref.tracing.record import Trace
-from dcp_ref.tracing.recording import trace
+from dcp_ref.tracing.recording import trace, windows
 from dcp_ref.tracing.summarize import Summary, summary
 from dcp_ref.tracing.trace_files import load
 
-__all__ = ["REASONS", "Counterfactual", "Differences", "Drops", "Summary", "Trace", "Why", "load", "summary", "trace"]
+__all__ = ["REASONS", "Counterfactual", "Differences", "Drops", "Summary", "Trace", "Why", "load", "summary", "trace",
+           "windows"]

@@ -36,8 +36,8 @@ class Counterfactual(NamedTuple):
             f"Had token {self.i} kept token {self.j} in layer {self.layer}"
         if not len(self.delta):
             return f"{what}: no token follows."
-        lines = [f"{what}, the log-probability of the {len(self.delta)} tokens that follow would change by",
-                 f"{self.delta.sum():+.4f} nats together. Most of it:"]
+        lines = [f"{what}, the log-probability of the text after token {self.first} would change",
+                 f"by {self.delta.sum():+.4f} nats. Most of it:"]
         for n in np.argsort(-np.abs(self.delta), kind="stable")[:MOST]:
             lines.append(f"  token {self.first + 1 + n:<6}{self.delta[n]:+9.4f}  {self.texts[n]!r}")
         return "\n".join(lines)

@@ -22,11 +22,28 @@ def trace(model: Model, text_or_ids: Prompt, policy: Policy | None = None, thres
     Raises ValueError, as Engine and `generate` do, and when there are no scores.
     """
     ids = prompt_ids(model, text_or_ids, "text_or_ids")
+    return windows(model, ids, policy, threshold, backend, scores)[0]
+
+
+def windows(model: Model, text_or_ids: Prompt, policy: Policy | None = None, threshold: float = 0.0,
+            backend: str | None = None, scores: bool = False) -> list[Trace]:
+    """`trace` of a text of any length: in windows of n_positions tokens, each decoded by itself.
+
+    Raises ValueError as `trace` does.
+    """
+    ids = prompt_ids(model, text_or_ids, "text_or_ids", whole=False)
     engine = Engine(model, backend, policy=policy, threshold=threshold)
     if scores and not engine.policy.learned:
         raise ValueError(f"scores: policy {engine.policy} has none; leave scores out, or trace with a learned policy")
+    size = model.config.n_positions
+    return [_window(model, engine, ids[start : start + size], scores) for start in range(0, len(ids), size)]
+
+
+def _window(model: Model, engine: Engine, ids: list[int], scores: bool) -> Trace:
     drops: list[np.ndarray] = []
-    engine.feed([engine.new_sequence()], [ids], drops=drops)
+    sequence = engine.new_sequence()
+    engine.feed([sequence], [ids], drops=drops)
+    engine.release(sequence)
     layers = np.repeat(np.arange(len(drops)), list(map(len, drops)))
     whole = Dropped(0, len(ids), 0, layers, np.concatenate(drops))
     return _trace(model, engine, ids, len(ids), [whole], scores=scores)
@@ -48,8 +65,8 @@ def _trace(model: Model, engine: Engine, ids: list[int], prompt_tokens: int, ste
 
 def _lifetime(L: int, T: int, steps: Iterable[Dropped]) -> np.ndarray:  # -> int32 [L, T]
     left = np.full((L, T), T, np.int32)
-    for first, count, start, layers, pairs in steps:
-        if start + count <= T:  # an interrupt may have come between a step and its end
-            own = (pairs[:, 0] >= first) & (pairs[:, 0] < first + count)
+    for first, n, start, layers, pairs in steps:
+        if start + n <= T:  # an interrupt may have come between a step and its end
+            own = (pairs[:, 0] >= first) & (pairs[:, 0] < first + n)
             left[layers[own], pairs[own, 1]] = pairs[own, 0] - first + start
     return left - np.arange(T, dtype=np.int32)

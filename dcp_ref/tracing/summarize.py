@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -53,14 +53,19 @@ class Summary(NamedTuple):
     tokens: int
     kept: tuple[float, ...]
 
+    def to_dict(self) -> dict[str, Any]:
+        """The same in types that JSON can hold."""
+        rows = [row._asdict() | {"longest": [one._asdict() for one in row.longest]} for row in self.rows]
+        return self._asdict() | {"rows": rows}
+
     def __str__(self) -> str:
         lines = [f"{self.tokens} tokens in {self.traces} {'text' if self.traces == 1 else 'texts or windows'}; "
                  f"kept: {percent(float(np.mean(self.kept)))} of the context"]
-        header = ["kind", "tokens", "lifetime", "survive", "dropped most by", "live longest"]
+        header = ["kind", "dropped most by", "live longest", "tokens", "lifetime", "survive"]
         for layer, kept in enumerate(self.kept):
-            cells = [[row.kind, row.tokens, f"{row.lifetime:.1f}", percent(row.survive), _dropper(row), _longest(row)]
+            cells = [[row.kind, _dropper(row), _longest(row), row.tokens, f"{row.lifetime:.1f}", percent(row.survive)]
                      for row in self.rows if row.layer == layer]
-            lines += ["", f"layer {layer}: {percent(kept)} kept", "", markdown(header, cells)]
+            lines += ["", f"layer {layer}: {percent(kept)} kept", "", markdown(header, cells, left=3)]
         return "\n".join([*lines, "", EXPLAINED])
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from dcp_ref.checkpoints.tokenizer import Tokenizer
-from dcp_ref.runtime.streaming import Stream
+from dcp_ref.runtime.row import Stream
 
 
 def pieces(tokenizer: Tokenizer | None, ids: Sequence[int]) -> tuple[str, ...]:  # [T] -> [T]

@@ -30,16 +30,15 @@ def sentences(text):
 
 
 def test_sentences_are_found():
-    found = sentences("# A title\n\nOne. Two is [here](a b c d).\n* Three\n* **Four?** Five.\n\n| a | b c |\n\n```sh\nx\n```\n"
-                      "Six")
-    assert found == ["One.", "Two is [here].", "Three", "**Four?", "Five.", "Six"]
+    text = "# A title\n\nOne. Two is [here](a b c d).\n* Three\n* **Four?** Five.\n\n| a | b c |\n\n```sh\nx\n```\nSix"
+    assert sentences(text) == ["One.", "Two is [here].", "Three", "**Four?", "Five.", "Six"]
 
 
 def test_it_can_be_read():
     assert len(README.split()) <= 1200
     lengths = {sentence: len(sentence.split()) for sentence in sentences(README)}
     assert {s: n for s, n in lengths.items() if n > 30} == {}
-    assert 8 < sum(lengths.values()) / len(lengths) <= 20 and len(lengths) > 50
+    assert 8 < sum(lengths.values()) / len(lengths) <= 20 and len(lengths) > 40
 
 
 def test_its_first_picture_is_by_line_12_for_both_looks():

@@ -53,8 +53,9 @@ def write_outputs(path):
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     for n, (cell, (text, shown)) in enumerate(zip(code, run(notebook), strict=True), 1):
         cell["execution_count"] = n
-        cell["outputs"] = [{"output_type": "stream", "name": "stdout", "text": text.splitlines(True)}] if text else []
-        cell["outputs"] += [{"output_type": "display_data", "metadata": {}, "data": {"image/png": png}} for png in shown]
+        stream = {"output_type": "stream", "name": "stdout", "text": text.splitlines(True)}
+        cell["outputs"] = [stream] * bool(text) + [
+            {"output_type": "display_data", "metadata": {}, "data": {"image/png": png}} for png in shown]
     path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

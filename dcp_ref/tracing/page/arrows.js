@@ -34,15 +34,15 @@ function curve(from, to, n, count) {
 
 function drawArrows(pane) {
   const { trace, list, arrows } = pane;
-  const wanted = arrowsToDraw(trace);
+  const wanted = arrowsToDraw(trace).slice(0, 400), incoming = wanted.filter((each) => !each.out).length;
+  const size = wanted.length ? [list.offsetWidth, list.offsetHeight] : [0, 0];
+  const at = new Map(); // all places are read before anything is drawn, so that the text is laid out once
+  for (const { from, to } of wanted) for (const j of [from, to]) if (!at.has(j)) at.set(j, anchor(pane, j));
   arrows.replaceChildren();
-  if (!wanted.length) return;
-  arrows.setAttribute("width", list.offsetWidth);
-  arrows.setAttribute("height", list.offsetHeight);
-  const at = new Map(), place = (j) => at.get(j) ?? (at.set(j, anchor(pane, j)), at.get(j));
-  const incoming = wanted.filter((each) => !each.out).length;
-  for (const each of wanted.slice(0, 400)) {
-    const n = each.layer, line = curve(place(each.from), place(each.to), n, trace.L);
+  arrows.setAttribute("width", size[0]);
+  arrows.setAttribute("height", size[1]);
+  for (const each of wanted) {
+    const line = curve(at.get(each.from), at.get(each.to), each.layer, trace.L);
     const colour = `var(--layer-${each.layer})`;
     const head = `M${line.b.x.toFixed(1)} ${(line.b.y + 3).toFixed(1)}l-3.6 -7h7.2z`;
     const group = svg("g", {
@@ -81,7 +81,7 @@ function drawPointed() {
   const kept = layers.filter((l) => trace.dropOf[l * trace.T + j] < 0);
   const dropped = came.length ? `is dropped by ${list(came, (d) => named(trace, trace.drops.dropped_by[d]))}` : "";
   const held = !kept.length ? "" : came.length ? `; held to the end in ${layerNames(kept)}` : "is held to the end in all layers";
-  const verb = trace.dropsBy[j].length ? `. It drops ${trace.dropsBy[j].length} itself (dashed)` : "";
+  const verb = trace.dropsBy[j].length ? `. Its own drops (dashed): ${trace.dropsBy[j].length}` : "";
   $("pointed").textContent = `${named(trace, j)} ${dropped}${held}${verb}.`;
 }
 

@@ -1,10 +1,15 @@
 // The two kinds of charts of the panes: bars to both sides of zero, and a line with a threshold. As SVG.
 
-const BARS = { width: 460, row: 19, name: 150, number: 62 };
+const ROW = 19;
+
+// The width of a pane's charts in pixels: drawn at their size, so that letters are as large on a small screen.
+function chartWidth(host) {
+  return Math.min(Math.max($(host).clientWidth, 220), 560);
+}
 
 // Bars with a name at the left and a number at the right; items: { name, value, strong }.
-function barChart(items, label) {
-  const { width, row, name, number: room } = BARS;
+function barChart(items, label, width) {
+  const row = ROW, name = Math.min(150, Math.round(width * 0.42)), room = 58;
   const least = Math.min(0, ...items.map((each) => each.value)), most = Math.max(0, ...items.map((each) => each.value));
   const span = most - least || 1, x = (v) => name + ((v - least) / span) * (width - name - room);
   const rows = items.map(({ name: text, value, strong }, n) => svg("g", {
@@ -23,8 +28,8 @@ function barChart(items, label) {
 }
 
 // A line of numbers at steps; `limit` is dashed, `marked` a step with a dot. A click goes to the step.
-function lineChart(steps, values, { limit = null, marked = null, colour, label, name = String }) {
-  const width = 460, height = 150, left = 44, bottom = 24, right = 12, top = 10;
+function lineChart(steps, values, { limit = null, marked = null, colour, label, width, name = String }) {
+  const height = 150, left = 44, bottom = 24, right = 12, top = 10;
   const known = [...values, ...(Number.isFinite(limit) ? [limit] : [])].filter(Number.isFinite);
   const least = Math.min(...known), most = Math.max(...known), span = most - least || 1;
   const x = (i) => left + ((i - steps[0]) / Math.max(steps.at(-1) - steps[0], 1)) * (width - left - right);

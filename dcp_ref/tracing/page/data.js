@@ -96,6 +96,12 @@ function quoted(trace, j) {
   return `“${visible(trace.texts[j]).trim()}”`;
 }
 
+// The same where room is short, as in charts.
+function brief(trace, j) {
+  const text = [...visible(trace.texts[j]).trim()];
+  return `“${text.length > 10 ? text.slice(0, 9).join("") + "…" : text.join("")}”`;
+}
+
 function named(trace, j) {
   return `${quoted(trace, j)} (token ${j})`;
 }

@@ -66,7 +66,7 @@ function nameRow() {
     const end = trace.end[l * trace.T + j];
     return `layer ${l}: ${end < trace.T ? `to step ${end}, ${quoted(trace, end)}` : "to the end"}`;
   });
-  $("row-name").textContent = `${quoted(trace, j)}, a ${trace.kind_names[trace.kinds[j]]}, read in step ${j}. ` +
+  $("row-name").textContent = `${quoted(trace, j)} (${trace.kind_names[trace.kinds[j]]}), read in step ${j}. ` +
     `${life.join("; ")}.`;
 }
 

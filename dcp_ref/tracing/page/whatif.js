@@ -23,25 +23,25 @@ function drawWhatIf() {
 function offered(trace, all) {
   return html("div", { class: "bar" }, ...all.slice(0, 40).map(({ layer, i, j }) => html("button", {
     type: "button", onclick: () => explain(j, layer),
-  }, swatch(layer), `${quoted(trace, i)} → ${quoted(trace, j)}`)));
+  }, swatch(layer), `${brief(trace, i)} → ${brief(trace, j)}`)));
 }
 
 function changes(trace, first, delta) {
   if (!delta.length) return [html("p", { class: "quiet" }, "No token follows.")];
   const sum = delta.reduce((a, b) => a + b, 0);
   const by = [...delta.keys()].sort((a, b) => Math.abs(delta[b]) - Math.abs(delta[a])).slice(0, 6).sort((a, b) => a - b);
-  const items = by.map((n) => ({ name: `${first + n} ${quoted(trace, first + n)}`.slice(0, 22), value: delta[n] }));
+  const items = by.map((n) => ({ name: `${first + n} ${brief(trace, first + n)}`, value: delta[n] }));
   const better = sum > 0 ? "more" : "less";
   return [
     html("p", {}, `The ${delta.length} tokens that follow would be ${better} likely: ${number(sum)} nats in all. ` +
       "Those that change most:"),
-    barChart(items, "Change of the log-probability, in nats"), strip(trace, first, delta),
+    barChart(items, "Change of the log-probability, in nats", chartWidth("what-if-body")), strip(trace, first, delta),
   ];
 }
 
 // All following tokens as thin bars around zero.
 function strip(trace, first, delta) {
-  const width = 460, height = 64, most = delta.reduce((a, b) => Math.max(a, Math.abs(b)), 1e-9), unit = width / delta.length;
+  const width = chartWidth("what-if-body"), height = 64, most = delta.reduce((a, b) => Math.max(a, Math.abs(b)), 1e-9), unit = width / delta.length;
   const bars = delta.map((value, n) => svg("rect", {
     class: value < 0 ? "negative" : "positive", x: (n * unit).toFixed(2), width: Math.max(unit - 0.5, 0.5).toFixed(2),
     y: (32 - Math.max(value, 0) / most * 30).toFixed(2), height: Math.max(Math.abs(value) / most * 30, 0.3).toFixed(2),

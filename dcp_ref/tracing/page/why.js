@@ -44,6 +44,12 @@ function drawWhy() {
   host.replaceChildren(...parts.filter(Boolean));
 }
 
+// Whether what is shown depends on the step: a locked token that its layer still holds is judged by the step's token.
+function judgedByStep() {
+  const trace = front(), j = view.lock;
+  return j !== null && j < trace.T && trace.dropOf[explainedLayer(trace, j) * trace.T + j] < 0;
+}
+
 function headline(trace, l, j, d) {
   if (d < 0) {
     return html("p", { class: "headline" }, swatch(l), html("b", {}, quoted(trace, j)),
@@ -65,7 +71,7 @@ function layerTable(trace, chosen, j) {
           quoted(trace, i))),
         html("td", { class: "figure" }, `after ${i - j}`),
         html("td", { class: "figure" }, number(trace.drops.score[d])),
-        html("td", { class: "figure" }, number(trace.drops.margin[d])),
+        html("td", { class: "figure" }, number(trace.drops.score[d] === null ? null : trace.drops.score[d] - trace.threshold)),
       ]));
   });
   const heads = ["", "dropped by", "steps", "score", "margin"];
@@ -87,8 +93,8 @@ function details(trace, l, j, d) {
     const values = steps.map((step) => score(trace, l, step, j));
     shown.push(html("h3", {}, "Its score, at each step"),
       lineChart(steps, values, {
-        limit: isLearned(trace) ? trace.threshold : null, marked: i, colour, name: (step) => `${step} ${quoted(trace, step)}`,
-        label: `The score of ${named(trace, j)} in layer ${l}, from ${number(values[0])} to ${number(values.at(-1))}`,
+        limit: isLearned(trace) ? trace.threshold : null, marked: i, colour, name: (step) => `${step} ${brief(trace, step)}`,
+        width: chartWidth("why-body"), label: `The score of ${named(trace, j)} in layer ${l}, from ${number(values[0])} to ${number(values.at(-1))}`,
       }),
       html("p", { class: "quiet" }, d >= 0 ? "It left when the line fell to the dashed threshold."
         : "The line stayed above the dashed threshold. Click it to choose a step."));
@@ -112,7 +118,7 @@ function sums(trace, l, i, j) {
   });
   mark(sorted.by);
   return [html("h3", {}, `What ${quoted(trace, i)} says of it: an exact sum`), sort,
-    barChart([...kept, beta, total], "The score as a sum")];
+    barChart([...kept, beta, total], "The score as a sum", chartWidth("why-body"))];
 }
 
 function partsOfScore(trace, l, d) {
@@ -121,7 +127,8 @@ function partsOfScore(trace, l, d) {
   const chart = (numbers, j) => {
     const items = names.map((name, n) => ({ name: partName(name), value: numbers[n] }));
     if (sorted.by === "size") items.sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
-    return [html("h4", {}, `in ${named(trace, j)}`), barChart(items, `Parts of the score from ${named(trace, j)}`)];
+    return [html("h4", {}, `in ${named(trace, j)}`), 
+      barChart(items, `Parts of the score from ${named(trace, j)}`, chartWidth("why-body"))];
   };
   return [html("h3", {}, "Where in the model the score comes from"),
     html("p", { class: "quiet" }, "A hidden state is a sum of what each earlier part wrote. Each chart splits the score, " +
@@ -137,5 +144,5 @@ function partName(name) {
 
 panes.push((changed) => {
   if (["front", "layer", "lock", "point", "size"].some((name) => changed.has(name)) ||
-    (changed.has("step") && view.lock !== null)) drawWhy();
+    (changed.has("step") && judgedByStep())) drawWhy();
 });

@@ -9,9 +9,11 @@ from dcp_ref.tracing.page import page
 
 REASONS = ["learned", "inherited", "window", "heavy", "budget", "rule"]
 KINDS = ["whitespace", "punctuation", "digit", "rest of a word", "function word", "capitalised", "word"]
-TEXTS = [" the", " sea", "\n", "한", "국어", " 🙂", "", "</script><img src=x onerror=alert(1)>", " old", "\t", ",", " man",
-         "\n\n", "  ", "é", "<b>", "&amp;", "\u202e", "\x00", "ing", " 42", " Mr", "{{title}}", "--><!--", "\ud83d"]
-WORDS = [" the", " sea", " looked", "ing", ",", " old", " man", " back", " at", ".", " It", " was", " a", " fine", " night"]
+TEXTS = [" the", " sea", "\n", "한", "국어", " 🙂", "", "</script><img src=x onerror=alert(1)>", " old", "\t", ",",
+         " man", "\n\n", "  ", "é", "<b>", "&amp;", "\u202e", "\x00", "ing", " 42", " Mr",
+         "{{title}}", "--><!--", "\ud83d"]
+WORDS = [" the", " sea", " looked", "ing", ",", " old", " man", " back", " at", ".", " It", " was", " a", " fine",
+         " night"]
 
 
 def b64(array):
@@ -19,7 +21,7 @@ def b64(array):
 
 
 def random_trace(T, L, seed, r=4, plain=False, scores=True, what_if=True, **changed):
-    """A trace of the learned rule: each token leaves in the first row whose score is at most 0. `plain` texts are words."""
+    """A trace of the learned rule: a token leaves in the first row that scores it at 0 or less. `plain`: of words."""
     rng = np.random.default_rng(seed)
     q, k = rng.normal(size=(2, L, T, r)).astype(np.float32)
     beta = np.linspace(2.5, 1.0, L).astype(np.float32)
@@ -32,7 +34,8 @@ def random_trace(T, L, seed, r=4, plain=False, scores=True, what_if=True, **chan
     by = end[layer, position]
     score = s[layer, by, position]
     texts = [(WORDS if plain else TEXTS)[n] for n in rng.integers(len(WORDS if plain else TEXTS), size=T)]
-    first = {"layer": int(layer[0]), "i": int(by[0]), "j": int(position[0]), "first": int(by[0])} if len(by) else None
+    held = [{"layer": int(layer[0]), "i": int(by[0]), "j": int(position[0]), "first": int(by[0]),
+             "delta": rng.normal(size=T - 1 - int(by[0])).tolist()}] if len(by) else []
     return {
         "format": "dcp_ref.trace", "version": 1, "model": "random", "policy": "learned", "threshold": 0.0,
         "backend": "numpy", "n_layer": L, "int_delay": 0, "propagate_in_depth": False, "prompt_tokens": max(T - 5, 1),
@@ -44,7 +47,7 @@ def random_trace(T, L, seed, r=4, plain=False, scores=True, what_if=True, **chan
         "live_counts": [[int(((np.arange(T) <= i) & (i < end[n])).sum()) for i in range(T)] for n in range(L)],
         "interaction": {"q": b64(q), "k": b64(k), "beta": beta.tolist(), "r": r} if scores else None,
         "parts": _parts(rng, layer, score - beta[layer], L) if scores else None,
-        "counterfactuals": [{**first, "delta": rng.normal(size=T - 1 - int(by[0])).tolist()}] if what_if and first else [],
+        "counterfactuals": held if what_if else [],
         "everything": rng.normal(size=T - 1).tolist() if what_if else None,
     } | changed
 

@@ -24,7 +24,8 @@ function anchor(pane, j) {
 function curve(from, to, n, count) {
   const spread = (n - (count - 1) / 2) * Math.min(4, 14 / count);
   const a = { x: from.x + spread, y: from.y }, b = { x: to.x + spread, y: to.y - 2 };
-  const apart = Math.hypot(a.x - b.x, a.y - b.y), height = Math.min(14 + apart * 0.16, 52) + n * Math.min(5, 24 / count);
+  const apart = Math.hypot(a.x - b.x, a.y - b.y);
+  const height = Math.min(14 + apart * 0.16, 52) + n * Math.min(5, 24 / count);
   const top = Math.max(Math.min(a.y, b.y) - height, 2), lift = a.y - b.y > 30 ? b.y - Math.min(height, 26) : top;
   const c1 = { x: a.x + (b.x - a.x) * 0.12, y: a.y - b.y > 30 ? a.y - Math.min(apart * 0.4, 60) : top };
   const c2 = { x: b.x + (a.x - b.x) * 0.08, y: Math.max(lift, 1) };
@@ -80,7 +81,8 @@ function drawPointed() {
   const came = layers.map((l) => trace.dropOf[l * trace.T + j]).filter((d) => d >= 0);
   const kept = layers.filter((l) => trace.dropOf[l * trace.T + j] < 0);
   const dropped = came.length ? `is dropped by ${list(came, (d) => named(trace, trace.drops.dropped_by[d]))}` : "";
-  const held = !kept.length ? "" : came.length ? `; held to the end in ${layerNames(kept)}` : "is held to the end in all layers";
+  const held = !kept.length ? "" : came.length ? `; held to the end in ${layerNames(kept)}`
+    : "is held to the end in all layers";
   const verb = trace.dropsBy[j].length ? `. Its own drops (dashed): ${trace.dropsBy[j].length}` : "";
   $("pointed").textContent = `${named(trace, j)} ${dropped}${held}${verb}.`;
 }

@@ -37,18 +37,21 @@ function lineChart(steps, values, { limit = null, marked = null, colour, label, 
   const points = steps.map((i, n) => `${x(i).toFixed(1)} ${y(values[n]).toFixed(1)}`);
   const ends = steps.length > 1 ? [steps[0], steps.at(-1)] : [steps[0]];
   const parts = [
-    ...(Number.isFinite(limit) ? [svg("line", { class: "limit", x1: left, x2: width - right, y1: y(limit), y2: y(limit) }),
+    ...(Number.isFinite(limit) ? [
+      svg("line", { class: "limit", x1: left, x2: width - right, y1: y(limit), y2: y(limit) }),
       svg("text", { x: left - 6, y: y(limit) + 4, "text-anchor": "end" }, number(limit, 1))] : []),
     ...[least, most].filter((v) => !Number.isFinite(limit) || Math.abs(y(v) - y(limit)) > 13)
       .map((v) => svg("text", { x: left - 6, y: y(v) + 4, "text-anchor": "end" }, number(v, 1))),
     ...ends.map((i, n) => svg("text", { x: x(i), y: height - 6, "text-anchor": n ? "end" : "start" }, name(i))),
     svg("path", { class: "line", d: `M${points.join("L")}`, stroke: colour }),
-    ...(steps.length <= 80 ? steps.map((i, n) => svg("circle", { cx: x(i), cy: y(values[n]), r: 2.2, fill: colour })) : []),
+    ...(steps.length <= 80 ? steps : [])
+      .map((i, n) => svg("circle", { cx: x(i), cy: y(values[n]), r: 2.2, fill: colour })),
   ];
   const at = marked === null ? -1 : steps.indexOf(marked);
   if (at >= 0) parts.push(svg("circle", { class: "marked", cx: x(marked), cy: y(values[at]), r: 5 }));
-  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "chart curve", role: "img", "aria-label": label },
-    ...parts);
+  const picture = svg("svg", {
+    viewBox: `0 0 ${width} ${height}`, class: "chart curve", role: "img", "aria-label": label,
+  }, ...parts);
   picture.addEventListener("click", (event) => {
     const box = picture.getBoundingClientRect(), px = ((event.clientX - box.left) / box.width) * width;
     const share = (px - left) / (width - left - right);

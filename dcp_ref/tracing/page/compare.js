@@ -29,7 +29,8 @@ function shareTable(a, b) {
     html("th", { scope: "row" }, swatch(l), `layer ${l}`),
     ...[a, b].map((each) => html("td", { class: "figure" }, l < each.L ? percent(each.shareKept[l]) : "–"))));
   return html("table", {}, html("thead", {}, html("tr", {}, html("th", { scope: "col" }, "share kept"),
-    ...[a, b].map((each, n) => html("th", { scope: "col" }, `${"AB"[n]}: ${title(each)}`)))), html("tbody", {}, ...rows));
+    ...[a, b].map((each, n) => html("th", { scope: "col" }, `${"AB"[n]}: ${title(each)}`)))),
+  html("tbody", {}, ...rows));
 }
 
 function differenceTable(a, b, pairs) {

@@ -26,9 +26,9 @@ function curve(from, to, n, count) {
   const a = { x: from.x + spread, y: from.y }, b = { x: to.x + spread, y: to.y - 2 };
   const apart = Math.hypot(a.x - b.x, a.y - b.y);
   const height = Math.min(14 + apart * 0.16, 52) + n * Math.min(5, 24 / count);
-  const top = Math.max(Math.min(a.y, b.y) - height, 2), lift = a.y - b.y > 30 ? b.y - Math.min(height, 26) : top;
+  const top = Math.max(Math.min(a.y, b.y) - height, 2), lift = a.y - b.y > 30 ? b.y - Math.min(height, 34) : top;
   const c1 = { x: a.x + (b.x - a.x) * 0.12, y: a.y - b.y > 30 ? a.y - Math.min(apart * 0.4, 60) : top };
-  const c2 = { x: b.x + (a.x - b.x) * 0.08, y: Math.max(lift, 1) };
+  const c2 = { x: b.x + Math.min(Math.max((a.x - b.x) * 0.08, -12), 12), y: Math.max(lift, 1) };
   const round = (p) => `${p.x.toFixed(1)} ${p.y.toFixed(1)}`;
   return { path: `M${round(a)}C${round(c1)} ${round(c2)} ${round(b)}`, a, b, c1, c2 };
 }
@@ -45,7 +45,7 @@ function drawArrows(pane) {
   for (const each of wanted) {
     const line = curve(at.get(each.from), at.get(each.to), each.layer, trace.L);
     const colour = `var(--layer-${each.layer})`;
-    const head = `M${line.b.x.toFixed(1)} ${(line.b.y + 3).toFixed(1)}l-3.6 -7h7.2z`;
+    const head = `M${line.b.x.toFixed(1)} ${(line.b.y + 3).toFixed(1)}l-4 -8h8z`;
     const group = svg("g", {
       class: `arrow${each.later ? " later-arrow" : ""}${each.out ? " out" : ""}`, "data-layer": each.layer,
       "data-from": each.from, "data-to": each.to,

@@ -72,8 +72,14 @@ function setLayerColours(L) {
   for (let l = 0; l < L; l++) document.documentElement.style.setProperty(`--layer-${l}`, layerColour(l, L));
 }
 
+const cssColours = new Map(); // reading one makes the browser work out all styles: each is read once
+dark.addEventListener("change", () => cssColours.clear());
+
 function cssColour(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  if (!cssColours.has(name)) {
+    cssColours.set(name, getComputedStyle(document.documentElement).getPropertyValue(name).trim());
+  }
+  return cssColours.get(name);
 }
 
 // A small square in a layer's colour.

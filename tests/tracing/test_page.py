@@ -287,6 +287,16 @@ def test_lifelines_sort_and_zoom(driver, address):
     assert count(driver, ".token.locked") == 1
 
 
+def test_lifelines_scroll_to_the_locked_token(driver, address):
+    def top():
+        return driver.execute_script("return document.querySelector('#rows').scrollTop")
+
+    show(driver, address, "#step=3&lock=50")
+    assert top() > 0
+    click(driver, "#token-0")
+    assert top() == 0
+
+
 def test_what_if_is_shown_where_the_trace_holds_it(driver, address, trace):
     held = trace["counterfactuals"][0]
     show(driver, address, f"#lock={held['j']}&layer={held['layer']}&step=1")

@@ -117,7 +117,8 @@ $("zoom").addEventListener("input", () => {
 
 panes.push((changed) => {
   if (changed.has("front")) sortLines();
-  if (changed.has("lock") && view.lock !== null && !changed.has("point")) scrollToRow(view.lock);
   drawLines();
+  const elsewhere = !$("rows").matches(":hover"); // a row that was clicked stays under the pointer
+  if (changed.has("lock") && view.lock !== null && elsewhere) scrollToRow(view.lock);
   nameRow();
 });

@@ -13,15 +13,15 @@ from pathlib import Path
 from dcp_ref.tracing.page_data import check, compact
 
 SOURCES = Path(__file__).parent / "page"
-SCRIPTS = ("data", "dom", "state", "header", "text", "arrows", "charts", "lifelines", "masks", "why", "whatif", "compare",
-           "find", "share", "main")
+SCRIPTS = ("data", "dom", "state", "header", "text", "arrows", "charts", "lifelines", "masks", "why", "whatif",
+           "compare", "find", "share", "main")
 
 
 def page(traces: list[dict], title: str | None = None) -> str:
     """The HTML page of one trace, or of two that it compares.
 
-    `traces` are what `Trace.to_dict` gives; `title` is the heading, by default "Who dropped whom". A trace that would make
-    the page larger than about 6 MB has its numbers in half precision or left out, and the page says so.
+    `traces` are what `Trace.to_dict` gives; `title` is the heading, by default "Who dropped whom". A trace that would
+    make the page larger than about 6 MB has its numbers in half precision or left out, and the page says so.
     Raises ValueError when there are not one or two traces, or when one is no trace.
     """
     if not isinstance(traces, list) or len(traces) not in (1, 2):
@@ -72,8 +72,9 @@ def _table(trace: dict) -> str:
     rows = "".join(
         f"<tr><th scope=row>{j} {_shown(trace['texts'][j])}</th>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>\n"
         for j, row in enumerate(cells))
-    return (f"<p>{_shown(trace['model'])}, {_shown(trace['policy'])}. Each cell names the token that dropped the row’s token "
-            f"in that layer.</p>\n<div class=static><table>\n<tr><td></td>{head}</tr>\n{rows}</table></div>\n")
+    return (f"<p>{_shown(trace['model'])}, {_shown(trace['policy'])}. Each cell names the token that dropped the "
+            f"row’s token in that layer.</p>\n<div class=static><table>\n<tr><td></td>{head}</tr>\n{rows}"
+            "</table></div>\n")
 
 
 def _shown(text: str) -> str:

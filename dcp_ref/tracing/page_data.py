@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 FORMAT, VERSION = "dcp_ref.trace", 1
-MOST = 5_400_000  # bytes of a trace's JSON, so that a page of one trace stays below 6 MB
+MOST = 5_600_000  # bytes of a trace's JSON, so that a page of one trace stays below 6 MB
 HALVED = "scores are worked out from half-precision numbers: the third digit may differ"
 LEFT_OUT = "the scores of pairs are left out, as the page would be too large"
 NO_PARTS = "the scores of pairs and their parts are left out, as the page would be too large"
@@ -30,7 +30,8 @@ def check(trace: dict, name: str) -> None:
         sizes = {field: len(drops[field]) for field in ("position", "dropped_by", "score", "margin", "reason")}
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"{name} lacks a field ({error}); give what Trace.to_dict() gives") from error
-    wrong = [field for field, n in lengths.items() if n != T] + [f"drops.{field}" for field, n in sizes.items() if n != D]
+    wrong = [field for field, n in lengths.items() if n != T]
+    wrong += [f"drops.{field}" for field, n in sizes.items() if n != D]
     if T == 0 or wrong:
         raise ValueError(f"{name}: {', '.join(wrong) or 'ids'} must have one entry for each "
                          f"{'token' if T == 0 or wrong[0] in lengths else 'drop'}; give what Trace.to_dict() gives")
@@ -38,7 +39,8 @@ def check(trace: dict, name: str) -> None:
 
 def compact(trace: dict, most: int = MOST) -> dict:
     """The trace, with as much of it as fits into `most` bytes of JSON."""
-    trace = {**trace, **{name: _short(trace[name]) for name in ("drops", "counterfactuals", "everything") if trace.get(name)}}
+    trace = trace | {name: _short(trace.get(name)) for name in ("drops", "counterfactuals", "everything")}
+    trace["drops"] = {name: array for name, array in trace["drops"].items() if name != "margin"}  # score - threshold
     if _size(trace) <= most:
         return trace
     half = {**trace, "interaction": _halved(trace.get("interaction"), ("q", "k")),
@@ -67,5 +69,6 @@ def _halved(arrays: dict | None, names: tuple[str, str]) -> dict | None:
     floats = [np.frombuffer(base64.b64decode(arrays[name]), "<f4") for name in names]
     if any(np.abs(each).max(initial=0) > np.finfo(np.float16).max for each in floats):
         return None
-    halves = {name: base64.b64encode(each.astype("<f2").tobytes()).decode() for name, each in zip(names, floats, strict=True)}
+    halves = {name: base64.b64encode(each.astype("<f2").tobytes()).decode()
+              for name, each in zip(names, floats, strict=True)}
     return {**arrays, **halves, "dtype": "float16"}

@@ -24,27 +24,28 @@ function anchor(pane, j) {
 function curve(from, to, n, count) {
   const spread = (n - (count - 1) / 2) * Math.min(4, 14 / count);
   const a = { x: from.x + spread, y: from.y }, b = { x: to.x + spread, y: to.y - 2 };
-  const apart = Math.hypot(a.x - b.x, a.y - b.y), height = Math.min(14 + apart * 0.16, 52) + n * Math.min(5, 24 / count);
-  const top = Math.max(Math.min(a.y, b.y) - height, 2), lift = a.y - b.y > 30 ? b.y - Math.min(height, 26) : top;
+  const apart = Math.hypot(a.x - b.x, a.y - b.y);
+  const height = Math.min(14 + apart * 0.16, 52) + n * Math.min(5, 24 / count);
+  const top = Math.max(Math.min(a.y, b.y) - height, 2), lift = a.y - b.y > 30 ? b.y - Math.min(height, 34) : top;
   const c1 = { x: a.x + (b.x - a.x) * 0.12, y: a.y - b.y > 30 ? a.y - Math.min(apart * 0.4, 60) : top };
-  const c2 = { x: b.x + (a.x - b.x) * 0.08, y: Math.max(lift, 1) };
+  const c2 = { x: b.x + Math.min(Math.max((a.x - b.x) * 0.08, -12), 12), y: Math.max(lift, 1) };
   const round = (p) => `${p.x.toFixed(1)} ${p.y.toFixed(1)}`;
   return { path: `M${round(a)}C${round(c1)} ${round(c2)} ${round(b)}`, a, b, c1, c2 };
 }
 
 function drawArrows(pane) {
   const { trace, list, arrows } = pane;
-  const wanted = arrowsToDraw(trace);
+  const wanted = arrowsToDraw(trace).slice(0, 400), incoming = wanted.filter((each) => !each.out).length;
+  const size = wanted.length ? [list.offsetWidth, list.offsetHeight] : [0, 0];
+  const at = new Map(); // all places are read before anything is drawn, so that the text is laid out once
+  for (const { from, to } of wanted) for (const j of [from, to]) if (!at.has(j)) at.set(j, anchor(pane, j));
   arrows.replaceChildren();
-  if (!wanted.length) return;
-  arrows.setAttribute("width", list.offsetWidth);
-  arrows.setAttribute("height", list.offsetHeight);
-  const at = new Map(), place = (j) => at.get(j) ?? (at.set(j, anchor(pane, j)), at.get(j));
-  const incoming = wanted.filter((each) => !each.out).length;
-  for (const each of wanted.slice(0, 400)) {
-    const n = each.layer, line = curve(place(each.from), place(each.to), n, trace.L);
+  arrows.setAttribute("width", size[0]);
+  arrows.setAttribute("height", size[1]);
+  for (const each of wanted) {
+    const line = curve(at.get(each.from), at.get(each.to), each.layer, trace.L);
     const colour = `var(--layer-${each.layer})`;
-    const head = `M${line.b.x.toFixed(1)} ${(line.b.y + 3).toFixed(1)}l-3.6 -7h7.2z`;
+    const head = `M${line.b.x.toFixed(1)} ${(line.b.y + 3).toFixed(1)}l-4 -8h8z`;
     const group = svg("g", {
       class: `arrow${each.later ? " later-arrow" : ""}${each.out ? " out" : ""}`, "data-layer": each.layer,
       "data-from": each.from, "data-to": each.to,
@@ -80,8 +81,9 @@ function drawPointed() {
   const came = layers.map((l) => trace.dropOf[l * trace.T + j]).filter((d) => d >= 0);
   const kept = layers.filter((l) => trace.dropOf[l * trace.T + j] < 0);
   const dropped = came.length ? `is dropped by ${list(came, (d) => named(trace, trace.drops.dropped_by[d]))}` : "";
-  const held = !kept.length ? "" : came.length ? `; held to the end in ${layerNames(kept)}` : "is held to the end in all layers";
-  const verb = trace.dropsBy[j].length ? `. It drops ${trace.dropsBy[j].length} itself (dashed)` : "";
+  const held = !kept.length ? "" : came.length ? `; held to the end in ${layerNames(kept)}`
+    : "is held to the end in all layers";
+  const verb = trace.dropsBy[j].length ? `. Its own drops (dashed): ${trace.dropsBy[j].length}` : "";
   $("pointed").textContent = `${named(trace, j)} ${dropped}${held}${verb}.`;
 }
 

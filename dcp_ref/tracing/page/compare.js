@@ -28,8 +28,9 @@ function shareTable(a, b) {
   const rows = Array.from({ length: Math.max(a.L, b.L) }, (_, l) => html("tr", {},
     html("th", { scope: "row" }, swatch(l), `layer ${l}`),
     ...[a, b].map((each) => html("td", { class: "figure" }, l < each.L ? percent(each.shareKept[l]) : "–"))));
-  return html("table", {}, html("thead", {}, html("tr", {}, html("td", {}),
-    ...[a, b].map((each, n) => html("th", { scope: "col" }, `${"AB"[n]}: ${title(each)}`)))), html("tbody", {}, ...rows));
+  return html("table", {}, html("thead", {}, html("tr", {}, html("th", { scope: "col" }, "share kept"),
+    ...[a, b].map((each, n) => html("th", { scope: "col" }, `${"AB"[n]}: ${title(each)}`)))),
+  html("tbody", {}, ...rows));
 }
 
 function differenceTable(a, b, pairs) {
@@ -67,6 +68,6 @@ $("swap").addEventListener("click", swap);
 
 panes.push((changed) => {
   if (changed.has("size")) buildCompare();
-  if (changed.has("show")) chooseShow(view.show);
+  if (changed.has("show") || changed.has("size")) chooseShow(view.show);
   if (changed.has("front") || changed.has("layer")) drawDifferences();
 });

@@ -83,17 +83,25 @@ function partsOf(trace, d) {
   return { names, query: trace.parts.query.slice(from, to), key: trace.parts.key.slice(from, to) };
 }
 
+const UNSEEN = /[\u0000-\u001f\u007f\u00a0\u200b-\u200f\u2028-\u202e\u2066-\u2069]/g;
+
 // How the text of a token is shown: what is invisible gets a sign.
 function visible(text) {
   if (text === "") return "▫"; // a piece of a character, whose text stands at its last piece
   const signs = { "\n": "↵", "\r": "␍", "\t": "⇥", "\u00a0": "⍽", "\u2028": "↵", "\u2029": "↵" };
   const shown = /^ +$/.test(text) ? text.replaceAll(" ", "␣") : text;
-  return shown.replace(/[\u0000-\u001f\u00a0\u2028\u2029\u200b-\u200f\u202a-\u202e\u2066-\u2069\u007f]/g,
-    (c) => signs[c] ?? (c < " " ? String.fromCharCode(0x2400 + c.charCodeAt(0)) : "▫"));
+  return shown.replace(/\p{Surrogate}/gu, "\ufffd").replace(UNSEEN, (c) =>
+    signs[c] ?? (c < " " ? String.fromCharCode(0x2400 + c.charCodeAt(0)) : "▫"));
 }
 
 function quoted(trace, j) {
   return `“${visible(trace.texts[j]).trim()}”`;
+}
+
+// The same where room is short, as in charts.
+function brief(trace, j) {
+  const text = [...visible(trace.texts[j]).trim()];
+  return `“${text.length > 10 ? text.slice(0, 9).join("") + "…" : text.join("")}”`;
 }
 
 function named(trace, j) {

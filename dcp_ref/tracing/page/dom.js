@@ -51,7 +51,8 @@ function radios(host, choices, onchoose) {
 }
 
 // Layers are ordered, so their colours are a ramp that darkens or lightens steadily: it can be told in grey, too.
-const RAMP = ["0d0887", "41049d", "6a00a8", "8f0da4", "b12a90", "cc4778", "e16462", "f2844b", "fca636", "fcce25", "f0f921"];
+const RAMP = ["0d0887", "41049d", "6a00a8", "8f0da4", "b12a90", "cc4778", "e16462", "f2844b", "fca636",
+  "fcce25", "f0f921"];
 
 function ramp(share) {
   const at = Math.min(Math.max(share, 0), 1) * (RAMP.length - 1), n = Math.min(Math.floor(at), RAMP.length - 2);
@@ -71,8 +72,14 @@ function setLayerColours(L) {
   for (let l = 0; l < L; l++) document.documentElement.style.setProperty(`--layer-${l}`, layerColour(l, L));
 }
 
+const cssColours = new Map(); // reading one makes the browser work out all styles: each is read once
+dark.addEventListener("change", () => cssColours.clear());
+
 function cssColour(name) {
-  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  if (!cssColours.has(name)) {
+    cssColours.set(name, getComputedStyle(document.documentElement).getPropertyValue(name).trim());
+  }
+  return cssColours.get(name);
 }
 
 // A small square in a layer's colour.

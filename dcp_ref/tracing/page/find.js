@@ -31,7 +31,8 @@ function find() {
   }
   const life = (j) => Math.max(...layers.map((l) => trace.lifetime[l][j]));
   const matches = [...Array(trace.T).keys()].filter((j) => (!holding || holding.has(j)) &&
-    (!kind || trace.kinds[j] === Number(kind)) && (!least || life(j) >= Number(least)) && (!most || life(j) <= Number(most)));
+    (!kind || trace.kinds[j] === Number(kind)) && (!least || life(j) >= Number(least)) &&
+    (!most || life(j) <= Number(most)));
   match(matches);
   const n = matches.length;
   $("find-count").textContent = n ? `${n} of ${trace.T} tokens` : "no token";

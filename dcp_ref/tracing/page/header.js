@@ -30,10 +30,11 @@ function buildHeader() {
   }
 }
 
-const CURVE = { width: 640, height: 190, left: 44, right: 70, top: 12, bottom: 30 };
+const CURVE = { height: 190, left: 38, right: 52, top: 12, bottom: 30 };
 
 function buildCurve() {
-  const trace = front(), { T, L } = trace, { width, height, left, right, top, bottom } = CURVE;
+  const trace = front(), { T } = trace, { height, left, right, top, bottom } = CURVE;
+  const width = Math.max($("curve").clientWidth, 220);
   const most = Math.max(1, ...trace.live_counts.map((row) => row.reduce((a, b) => Math.max(a, b), 0)));
   const x = (i) => left + (i / Math.max(T - 1, 1)) * (width - left - right);
   const y = (n) => height - bottom - (n / most) * (height - top - bottom);
@@ -100,18 +101,16 @@ $("on").addEventListener("click", () => goTo(view.step + 1));
 $("step").addEventListener("input", () => goTo(Number($("step").value)));
 
 panes.push((changed) => {
-  if (changed.has("front")) {
-    buildHeader();
-    moveCursor = buildCurve();
-  }
-  if (changed.has("front") || changed.has("layer")) {
+  if (changed.has("front")) buildHeader();
+  if (changed.has("front") || changed.has("size")) moveCursor = buildCurve();
+  if (changed.has("front") || changed.has("layer") || changed.has("size")) {
     chooseLayer(view.layer);
     const shown = new Set(shownLayers(front(), view.layer));
     for (const line of $("curve").querySelectorAll(".line")) {
       line.classList.toggle("faint", !shown.has(Number(line.dataset.layer)));
     }
   }
-  if (changed.has("front") || changed.has("step")) {
+  if (changed.has("front") || changed.has("step") || changed.has("size")) {
     moveCursor(view.step);
     $("step").value = view.step;
     $("step").setAttribute("aria-valuetext", named(front(), view.step));

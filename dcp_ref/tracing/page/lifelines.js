@@ -66,7 +66,7 @@ function nameRow() {
     const end = trace.end[l * trace.T + j];
     return `layer ${l}: ${end < trace.T ? `to step ${end}, ${quoted(trace, end)}` : "to the end"}`;
   });
-  $("row-name").textContent = `${quoted(trace, j)}, a ${trace.kind_names[trace.kinds[j]]}, read in step ${j}. ` +
+  $("row-name").textContent = `${quoted(trace, j)} (${trace.kind_names[trace.kinds[j]]}), read in step ${j}. ` +
     `${life.join("; ")}.`;
 }
 
@@ -117,7 +117,8 @@ $("zoom").addEventListener("input", () => {
 
 panes.push((changed) => {
   if (changed.has("front")) sortLines();
-  if (changed.has("lock") && view.lock !== null && !changed.has("point")) scrollToRow(view.lock);
   drawLines();
+  const elsewhere = !$("rows").matches(":hover"); // a row that was clicked stays under the pointer
+  if (changed.has("lock") && view.lock !== null && elsewhere) scrollToRow(view.lock);
   nameRow();
 });

@@ -35,16 +35,15 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
-dark.addEventListener("change", drawAll);
-let width = 0;
-new ResizeObserver(() => {
-  if (Math.abs($("main").clientWidth - width) < 1) return;
-  width = $("main").clientWidth;
-  for (const pane of texts) drawArrows(pane);
-  drawLines();
-  drawMasks();
-}).observe($("main"));
-
 $("main").hidden = false;
 Object.assign(view, readAddress());
 drawAll();
+
+dark.addEventListener("change", drawAll);
+let width = $("main").clientWidth;
+new ResizeObserver(() => {
+  if (Math.abs($("main").clientWidth - width) < 1) return;
+  width = $("main").clientWidth;
+  for (const draw of panes) draw(new Set(["size"]));
+}).observe($("main"));
+

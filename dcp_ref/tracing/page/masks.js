@@ -70,7 +70,8 @@ function drawMask(canvas, painted, size, width) {
 }
 
 function drawMasks() {
-  masks.canvases.forEach((canvas, l) => drawMask(canvas, masks.painted[l], 132, 1));
+  const small = $("masks").clientWidth < 400 ? 88 : 132;
+  masks.canvases.forEach((canvas, l) => drawMask(canvas, masks.painted[l], small, 1));
   if (masks.large !== null) {
     const size = Math.min($("masks").clientWidth - 34, 640);
     drawMask($("large-mask").querySelector("canvas"), masks.largePainted, size, 1);

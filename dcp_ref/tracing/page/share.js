@@ -1,7 +1,8 @@
 // Share: the Python that shows this, the address, and the text with its arrows as an SVG file.
 
 function pythonOf(trace) {
-  const threshold = Number.isFinite(trace.threshold) ? String(trace.threshold) : `float("${trace.threshold < 0 ? "-" : ""}inf")`;
+  const threshold = Number.isFinite(trace.threshold) ? String(trace.threshold)
+    : `float("${trace.threshold < 0 ? "-" : ""}inf")`;
   const options = [
     trace.policy === "learned" ? null : `policy=dcp_ref.policies.parse(${JSON.stringify(trace.policy)})`,
     isLearned(trace) ? `threshold=${threshold}` : null, trace.interaction ? "scores=True" : null,
@@ -50,9 +51,12 @@ function svgOfText() {
   const said = `${title(pane.trace)}, step ${view.step}. ${$("pointed").textContent}`;
   const picture = svg("svg", { xmlns: SVG, width, height, viewBox: `0 0 ${width} ${height}` }, svg("title", {}, said),
     svg("rect", { width, height, fill: cssColour("--page") }),
-    svg("g", { transform: `translate(${margin} ${margin})`, "font-family": style.fontFamily, "font-size": style.fontSize },
-      ...found, ...arrows),
-    svg("text", { x: margin, y: height - 10, "font-size": 11, "font-family": "sans-serif", fill: cssColour("--quiet") }, said));
+    svg("g", {
+      transform: `translate(${margin} ${margin})`, "font-family": style.fontFamily, "font-size": style.fontSize,
+    }, ...found, ...arrows),
+    svg("text", {
+      x: margin, y: height - 10, "font-size": 11, "font-family": "sans-serif", fill: cssColour("--quiet"),
+    }, said));
   return new XMLSerializer().serializeToString(picture);
 }
 

@@ -1,9 +1,11 @@
-// What if: how the following tokens' log-probabilities would have changed, had a pair been kept; where the trace holds it.
+// What if: how the log-probabilities of the tokens that follow would have changed, had a pair been kept. Where the
+// trace holds it.
 
 function drawWhatIf() {
   const trace = front(), j = view.lock, host = $("what-if-body"), shown = [];
   const all = trace.counterfactuals ?? [];
-  const held = j === null ? [] : all.filter((each) => each.j === j && (view.layer === null || each.layer === view.layer));
+  const ofLayer = (each) => view.layer === null || each.layer === view.layer;
+  const held = all.filter((each) => each.j === j && ofLayer(each));
   for (const each of held) {
     shown.push(html("h3", {}, swatch(each.layer),
       `Had ${named(trace, each.i)} kept ${named(trace, j)} in layer ${each.layer}`),
@@ -12,10 +14,12 @@ function drawWhatIf() {
   if (!held.length && all.length) shown.push(html("p", { class: "empty" }, j === null
     ? "Lock one of these tokens to see what keeping it would have changed."
     : "The trace does not hold this pair. It holds these."), offered(trace, all));
-  if (trace.everything) shown.push(html("h3", {}, "Had every layer kept everything"), ...changes(trace, 1, trace.everything));
+  if (trace.everything) {
+    shown.push(html("h3", {}, "Had every layer kept everything"), ...changes(trace, 1, trace.everything));
+  }
   if (!shown.length) {
-    shown.push(html("p", { class: "empty" }, "This trace holds none. In Python, trace.counterfactual(layer, i, j) works " +
-      "it out: “Copy the Python” writes the call."));
+    shown.push(html("p", { class: "empty" }, "This trace holds none. In Python, trace.counterfactual(layer, i, j) " +
+      "works it out: “Copy the Python” writes the call."));
   }
   host.replaceChildren(...shown);
 }
@@ -23,25 +27,27 @@ function drawWhatIf() {
 function offered(trace, all) {
   return html("div", { class: "bar" }, ...all.slice(0, 40).map(({ layer, i, j }) => html("button", {
     type: "button", onclick: () => explain(j, layer),
-  }, swatch(layer), `${quoted(trace, i)} → ${quoted(trace, j)}`)));
+  }, swatch(layer), `${brief(trace, i)} → ${brief(trace, j)}`)));
 }
 
 function changes(trace, first, delta) {
   if (!delta.length) return [html("p", { class: "quiet" }, "No token follows.")];
   const sum = delta.reduce((a, b) => a + b, 0);
-  const by = [...delta.keys()].sort((a, b) => Math.abs(delta[b]) - Math.abs(delta[a])).slice(0, 6).sort((a, b) => a - b);
-  const items = by.map((n) => ({ name: `${first + n} ${quoted(trace, first + n)}`.slice(0, 22), value: delta[n] }));
+  const bySize = [...delta.keys()].sort((a, b) => Math.abs(delta[b]) - Math.abs(delta[a]));
+  const by = bySize.slice(0, 6).sort((a, b) => a - b);
+  const items = by.map((n) => ({ name: `${first + n} ${brief(trace, first + n)}`, value: delta[n] }));
   const better = sum > 0 ? "more" : "less";
   return [
     html("p", {}, `The ${delta.length} tokens that follow would be ${better} likely: ${number(sum)} nats in all. ` +
       "Those that change most:"),
-    barChart(items, "Change of the log-probability, in nats"), strip(trace, first, delta),
+    barChart(items, "Change of the log-probability, in nats", chartWidth("what-if-body")), strip(trace, first, delta),
   ];
 }
 
 // All following tokens as thin bars around zero.
 function strip(trace, first, delta) {
-  const width = 460, height = 64, most = delta.reduce((a, b) => Math.max(a, Math.abs(b)), 1e-9), unit = width / delta.length;
+  const width = chartWidth("what-if-body"), height = 64, unit = width / delta.length;
+  const most = delta.reduce((a, b) => Math.max(a, Math.abs(b)), 1e-9);
   const bars = delta.map((value, n) => svg("rect", {
     class: value < 0 ? "negative" : "positive", x: (n * unit).toFixed(2), width: Math.max(unit - 0.5, 0.5).toFixed(2),
     y: (32 - Math.max(value, 0) / most * 30).toFixed(2), height: Math.max(Math.abs(value) / most * 30, 0.3).toFixed(2),

@@ -44,6 +44,12 @@ function drawWhy() {
   host.replaceChildren(...parts.filter(Boolean));
 }
 
+// Whether what is shown depends on the step: a locked token that its layer still holds is judged by the step's token.
+function judgedByStep() {
+  const trace = front(), j = view.lock;
+  return j !== null && j < trace.T && trace.dropOf[explainedLayer(trace, j) * trace.T + j] < 0;
+}
+
 function headline(trace, l, j, d) {
   if (d < 0) {
     return html("p", { class: "headline" }, swatch(l), html("b", {}, quoted(trace, j)),
@@ -54,6 +60,10 @@ function headline(trace, l, j, d) {
     ` (token ${i}) dropped `, html("b", {}, quoted(trace, j)), ` (token ${j}). `, reasonText(trace, d));
 }
 
+function margin(trace, d) {
+  return trace.drops.score[d] === null ? null : trace.drops.score[d] - trace.threshold;
+}
+
 function layerTable(trace, chosen, j) {
   const rows = trace.lifetime.map((_, l) => {
     const d = trace.dropOf[l * trace.T + j], i = d < 0 ? null : trace.drops.dropped_by[d];
@@ -61,11 +71,11 @@ function layerTable(trace, chosen, j) {
       html("th", { scope: "row" }, html("button", {
         type: "button", "aria-label": `Explain layer ${l}`, onclick: () => explain(j, l) }, swatch(l), `layer ${l}`)),
       ...(d < 0 ? [html("td", { colspan: "4", class: "quiet" }, "held to the end")] : [
-        html("td", {}, html("button", { type: "button", class: "link", title: "Go to this step", onclick: () => goTo(i) },
-          quoted(trace, i))),
+        html("td", {}, html("button", {
+          type: "button", class: "link", title: "Go to this step", onclick: () => goTo(i) }, quoted(trace, i))),
         html("td", { class: "figure" }, `after ${i - j}`),
         html("td", { class: "figure" }, number(trace.drops.score[d])),
-        html("td", { class: "figure" }, number(trace.drops.margin[d])),
+        html("td", { class: "figure" }, number(margin(trace, d))),
       ]));
   });
   const heads = ["", "dropped by", "steps", "score", "margin"];
@@ -87,32 +97,35 @@ function details(trace, l, j, d) {
     const values = steps.map((step) => score(trace, l, step, j));
     shown.push(html("h3", {}, "Its score, at each step"),
       lineChart(steps, values, {
-        limit: isLearned(trace) ? trace.threshold : null, marked: i, colour, name: (step) => `${step} ${quoted(trace, step)}`,
+        limit: isLearned(trace) ? trace.threshold : null, marked: i, colour, width: chartWidth("why-body"),
+        name: (step) => `${step} ${brief(trace, step)}`,
         label: `The score of ${named(trace, j)} in layer ${l}, from ${number(values[0])} to ${number(values.at(-1))}`,
       }),
       html("p", { class: "quiet" }, d >= 0 ? "It left when the line fell to the dashed threshold."
         : "The line stayed above the dashed threshold. Click it to choose a step."));
   }
-  if (i > j && i < trace.T) shown.push(...sums(trace, l, i, j), ...(d >= 0 && trace.parts ? partsOfScore(trace, l, d) : []));
+  if (i > j && i < trace.T) shown.push(...sums(trace, l, i, j));
+  if (d >= 0 && trace.parts) shown.push(...partsOfScore(trace, l, d));
   return shown;
 }
 
 function sums(trace, l, i, j) {
   const items = terms(trace, l, i, j).map((value, n) => ({ name: `q·k, dimension ${n}`, value }));
   const beta = { name: "beta", value: trace.interaction.beta[l], strong: true };
-  const total = { name: "sum: the score", value: score(trace, l, i, j), strong: true };
+  const total = { name: "the sum", value: score(trace, l, i, j), strong: true };
   if (sorted.by === "size") items.sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
   const many = items.length > 24, rest = items.slice(24).reduce((sum, each) => sum + each.value, 0);
-  const kept = many && sorted.by === "size" ? [...items.slice(0, 24), { name: `${items.length - 24} more`, value: rest }]
-    : items;
+  const kept = many && sorted.by === "size"
+    ? [...items.slice(0, 24), { name: `${items.length - 24} more`, value: rest }] : items;
   const sort = html("div", { role: "radiogroup", class: "small", "aria-label": "Order of the bars" });
-  const mark = radios(sort, [{ value: "size", label: "by size" }, { value: "dimension", label: "by dimension" }], (by) => {
+  const orders = ["size", "dimension"].map((by) => ({ value: by, label: `by ${by}` }));
+  const mark = radios(sort, orders, (by) => {
     sorted.by = by;
     drawWhy();
   });
   mark(sorted.by);
   return [html("h3", {}, `What ${quoted(trace, i)} says of it: an exact sum`), sort,
-    barChart([...kept, beta, total], "The score as a sum")];
+    barChart([...kept, beta, total], "The score as a sum", chartWidth("why-body"))];
 }
 
 function partsOfScore(trace, l, d) {
@@ -121,11 +134,12 @@ function partsOfScore(trace, l, d) {
   const chart = (numbers, j) => {
     const items = names.map((name, n) => ({ name: partName(name), value: numbers[n] }));
     if (sorted.by === "size") items.sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
-    return [html("h4", {}, `in ${named(trace, j)}`), barChart(items, `Parts of the score from ${named(trace, j)}`)];
+    return [html("h4", {}, `in ${named(trace, j)}`), 
+      barChart(items, `Parts of the score from ${named(trace, j)}`, chartWidth("why-body"))];
   };
   return [html("h3", {}, "Where in the model the score comes from"),
-    html("p", { class: "quiet" }, "A hidden state is a sum of what each earlier part wrote. Each chart splits the score, " +
-      "without beta, by the parts of one of the two tokens."),
+    html("p", { class: "quiet" }, "A hidden state is a sum of what each earlier part wrote. Each chart splits the " +
+      "score, without beta, by the parts of one of the two tokens."),
     ...chart(query, by[d]), ...chart(key, position[d])];
 }
 
@@ -137,5 +151,5 @@ function partName(name) {
 
 panes.push((changed) => {
   if (["front", "layer", "lock", "point", "size"].some((name) => changed.has(name)) ||
-    (changed.has("step") && view.lock !== null)) drawWhy();
+    (changed.has("step") && judgedByStep())) drawWhy();
 });

@@ -93,8 +93,8 @@ def test_a_summary(capsys, monkeypatch):
 @pytest.mark.parametrize(("arguments", "word"), [
     ([], "give a text, or --file FILE, and not both"), (["a", "--file", "b"], "and not both"), ([""], "empty"),
     (["a", "--kind", "x=y"], "--kind goes with --summary"), (["a", "--summary", "--html", "x"], "--summary prints one"),
-    (["a", "--summary", "--kind", "x"], "--kind x: give NAME=REGEX"), (["a", "--summary", "--json", "--scores"], "--scores"),
-    (["a", "--why", "0", "1", "0", "--json"], "leave out --json"),
+    (["a", "--summary", "--kind", "x"], "--kind x: give NAME=REGEX"),
+    (["a", "--summary", "--json", "--scores"], "--scores"), (["a", "--why", "0", "1", "0", "--json"], "out --json"),
     (["a", "--summary", "--kind", "x=("], "x: '(' is not a regular expression"), (["a", "--max-tokens", "3"], "--file"),
     (["a", "--why", "0", "9", "0"], "i and j must be positions"), (["a", "--policy", "window"], "one of these forms"),
     (["a", "--policy", "dense", "--scores"], "scores: policy dense has none"), (["--file", "missing"], "missing"),

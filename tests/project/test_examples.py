@@ -138,7 +138,8 @@ def check_what_is_dropped(out):
     assert len(kinds) >= 4 * 5 and sum(int(tokens) for _, tokens, _ in kinds) == 4 * number("tiny:", out)
     kept = number("kept:", out)
     assert 0 < kept < 100
-    assert np.mean([float(x) for x in re.findall(r"^layer \d: (\S+)% kept$", out, re.M)]) == pytest.approx(kept, abs=0.1)
+    by_layer = [float(x) for x in re.findall(r"^layer \d: (\S+)% kept$", out, re.M)]
+    assert np.mean(by_layer) == pytest.approx(kept, abs=0.1)
     ages = np.array([re.findall(r"(\S+)%", line) for line in re.findall(r"^\d+ .*%$", out, re.M)], float)
     assert len(ages) >= 3 and (ages[0] > ages[-1]).all()
 

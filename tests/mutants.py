@@ -312,8 +312,8 @@ MUTANTS = [
     # Tracing: the record, and what is asked of it.
     Mutant("trace: a step's rows begin at the first sequence's", "dcp_ref/runtime/generation.py",
            "row.dropped.append(Dropped(first,", "row.dropped.append(Dropped(0,", ("tests/tracing/test_record.py",)),
-    Mutant("trace: inherited from any layer before", "dcp_ref/tracing/drops.py",
-           "(earliest == by)", "(earliest <= by)", ("tests/tracing/test_record.py",)),
+    Mutant("trace: the first layer inherits from the last", "dcp_ref/tracing/drops.py",
+           "(layer > 0) & (before == by)", "before == by", ("tests/tracing/test_record.py",)),
     Mutant("trace: why without ln_1's bias", "dcp_ref/tracing/replay.py",
            "np.broadcast_to(b, (1, *parts.shape[1:]))", "np.zeros((1, *parts.shape[1:]))",
            ("tests/tracing/test_reasons.py",)),

@@ -120,7 +120,11 @@ def test_what_does_not_fit_is_refused(saved, change, words):
 
 def test_reasons_and_lifetimes_that_cannot_be(saved):
     trace = tracing.load(saved)
-    for name, array in [("lifetime", np.zeros_like(trace.lifetime)), ("lifetime", trace.lifetime + len(trace.ids)),
+    held, dropped = trace.lifetime.copy(), trace.lifetime.copy()
+    held[0, -1] = 2  # the last token has one row
+    dropped[trace.drops.layer[0], trace.drops.position[0]] = 0  # each token has its own
+    for name, array in [("lifetime", held), ("lifetime", dropped), ("lifetime", 0 * trace.lifetime),
+                        ("lifetime", trace.lifetime + len(trace.ids)),
                         ("ids", trace.ids + 10**6), ("reason", np.full_like(trace.drops.reason, 6))]:
         trace.save(saved)
         changed(saved, **{name: array})

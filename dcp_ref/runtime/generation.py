@@ -138,8 +138,8 @@ def step(engine: Engine, rows: list[Row], sampling: Sampling) -> bool:
 
 def _keep(running: list[Row], drops: list[np.ndarray]) -> None:
     """Keep what a step dropped, layer by layer, in the rows that were fed."""
-    layers, pairs, first = np.repeat(np.arange(len(drops)), list(map(len, drops))), np.concatenate(drops), 0
+    pairs, counts, first = np.concatenate(drops), list(map(len, drops)), 0
     for row in running:
         assert row.dropped is not None
-        row.dropped.append(Dropped(first, len(row.pending), row.seen, layers, pairs))
+        row.dropped.append(Dropped(first, len(row.pending), row.seen, counts, pairs))
         first += len(row.pending)

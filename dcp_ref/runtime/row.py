@@ -45,8 +45,8 @@ class Dropped(NamedTuple):
     first: int
     n: int
     start: int  # the position of the first of them
-    layers: np.ndarray  # int64 [n]
-    pairs: np.ndarray  # int32 [n, 2]: (row of the batch, position)
+    counts: list[int]  # [L]: how many pairs are each layer's
+    pairs: np.ndarray  # int32 [sum of counts, 2]: (row of the batch, position)
 
 
 class Row:

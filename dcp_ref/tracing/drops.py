@@ -42,8 +42,8 @@ def drops_of(trace: "Trace") -> Drops:
         reason[judged & (alone | ~(score > threshold))] = REASONS.index("learned")
     if trace.config.propagate_in_depth:
         left = np.arange(len(trace.ids)) + trace.lifetime
-        earliest = np.minimum.accumulate(left)[layer - 1, position]  # over layers 0 .. layer - 1
-        reason[(layer > 0) & (earliest == by)] = REASONS.index("inherited")
+        before = left[layer - 1, position]  # what any earlier layer drops, the one just before drops by then, too
+        reason[(layer > 0) & (before == by)] = REASONS.index("inherited")
     with np.errstate(over="ignore"):
         margin = score - threshold
     return Drops(layer, position, by, score, margin, reason)

@@ -25,5 +25,5 @@ def pieces(tokenizer: Tokenizer | None, ids: Sequence[int]) -> tuple[str, ...]: 
     ends[last:] = [len(whole)] * (len(ends) - last)
     for t in range(last, 0, -1):  # bytes that turned out to be no characters have taken text back
         ends[t - 1] = min(ends[t - 1], ends[t])
-    starts = [0, *ends[:-1]]
+    starts = [0, *ends][: len(ends)]
     return tuple(whole[a:b] if there else f"[{i}]" for i, there, a, b in zip(ids, known, starts, ends, strict=True))

@@ -44,8 +44,7 @@ def _window(model: Model, engine: Engine, ids: list[int], scores: bool) -> Trace
     sequence = engine.new_sequence()
     engine.feed([sequence], [ids], drops=drops)
     engine.release(sequence)
-    layers = np.repeat(np.arange(len(drops)), list(map(len, drops)))
-    whole = Dropped(0, len(ids), 0, layers, np.concatenate(drops))
+    whole = Dropped(0, len(ids), 0, list(map(len, drops)), np.concatenate(drops))
     return _trace(model, engine, ids, len(ids), [whole], scores=scores)
 
 
@@ -65,8 +64,8 @@ def _trace(model: Model, engine: Engine, ids: list[int], prompt_tokens: int, ste
 
 def _lifetime(L: int, T: int, steps: Iterable[Dropped]) -> np.ndarray:  # -> int32 [L, T]
     left = np.full((L, T), T, np.int32)
-    for first, n, start, layers, pairs in steps:
+    for first, n, start, counts, pairs in steps:
         if start + n <= T:  # an interrupt may have come between a step and its end
             own = (pairs[:, 0] >= first) & (pairs[:, 0] < first + n)
-            left[layers[own], pairs[own, 1]] = pairs[own, 0] - first + start
+            left[np.repeat(np.arange(L), counts)[own], pairs[own, 1]] = pairs[own, 0] - first + start
     return left - np.arange(T, dtype=np.int32)

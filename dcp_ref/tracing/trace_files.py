@@ -14,16 +14,18 @@ from safetensors.numpy import save
 from dcp_ref.checkpoints.replacing import replacing
 from dcp_ref.checkpoints.weights import Model
 from dcp_ref.config import Config
+from dcp_ref.interaction import check_threshold
 from dcp_ref.policies import Policy
 from dcp_ref.tracing.as_json import FORMAT, VERSION
-from dcp_ref.tracing.drops import Drops, rows_that_dropped
+from dcp_ref.tracing.drops import REASONS, Drops, rows_that_dropped
 from dcp_ref.tracing.replay import Interaction
 from dcp_ref.tracing.scored import Parts
 
 if TYPE_CHECKING:
     from dcp_ref.tracing.record import Trace
 
-PLAIN = ("prompt_tokens", "threshold", "backend", "scores", "weights", "kv", "name")  # fields that JSON can hold
+PLAIN = {"prompt_tokens": int, "threshold": float, "backend": str, "scores": bool, "weights": str, "kv": str,
+         "name": str}  # fields that JSON can hold
 
 
 def save_trace(trace: "Trace", path: str | PathLike[str]) -> None:
@@ -115,8 +117,15 @@ def _check(trace: "Trace") -> None:
     _is("lifetime", lifetime, np.int32, (trace.config.n_layer, T))
     if ids.min() < 0 or ids.max() >= trace.config.vocab_size or len(trace.texts) != T:
         raise ValueError("ids and texts do not fit each other or the config")
-    if not all(isinstance(text, str) for text in trace.texts) or not 0 < trace.prompt_tokens <= T:
-        raise ValueError("texts or prompt_tokens are impossible")
+    for name, kind in PLAIN.items():
+        if not isinstance(getattr(trace, name), kind):
+            raise ValueError(f"{name} is no {kind.__name__}")
+    check_threshold(trace.threshold, trace.policy.learned)
+    trace.policy.check(trace.config)
+    if not all(isinstance(text, str) for text in (*trace.texts, trace.policy.name, trace.weights_hash)):
+        raise ValueError("texts or names are no strings")
+    if not 0 < trace.prompt_tokens <= T or (trace.scores and not trace.policy.learned):
+        raise ValueError("prompt_tokens or scores are impossible")
     if (lifetime < 1).any() or (np.arange(T) + lifetime > T).any():
         raise ValueError("lifetime is impossible")
 
@@ -126,6 +135,8 @@ def _check_shapes(trace: "Trace", known: dict[str, Any]) -> None:
     D = len(known["drops"].layer)
     for name, dtype in (("score", np.float32), ("margin", np.float32), ("reason", np.int8)):
         _is(name, getattr(known["drops"], name), dtype, (D,))
+    if not np.isin(known["drops"].reason, range(len(REASONS))).all():
+        raise ValueError("reason is impossible")
     if trace.scores:
         for name, x, shape in zip("qkb", known["interaction"], ((L, T, r), (L, T, r), (L,)), strict=True):
             _is(name, x, np.float32, shape)

@@ -119,13 +119,13 @@ def test_all_files_that_a_page_names_exist(page):
     assert [name for name in quoted if not (ROOT / name).exists()] == []
 
 
-@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_is_two_screens_and_its_sentences_are_short(page):
     text = page.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 140
+    assert len(text.splitlines()) <= (140 if page in DOCS else 200)
     lengths = [len(sentence.split()) for sentence in sentences(text)]
     assert max(lengths) <= 35 and sum(lengths) / len(lengths) <= 20
-    assert max(len(line) for line in text.splitlines() if not line.startswith("|")) <= 125
+    assert max(len(line) for line in text.splitlines() if not line.startswith("|")) <= 120
 
 
 def test_every_page_is_reached_from_readme():

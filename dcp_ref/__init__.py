@@ -8,6 +8,8 @@ from dcp_ref.runtime.checks import CacheFull
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.generation import Generation, generate
 from dcp_ref.sigmoid import alpha_sigmoid
+from dcp_ref.tracing.record import Trace
+from dcp_ref.tracing.recording import trace
 
 __version__ = "0.1.0"
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "Generation",
     "Loss",
     "Model",
+    "Trace",
     "alpha_sigmoid",
     "forward",
     "generate",
@@ -26,4 +29,5 @@ __all__ = [
     "loss_and_grads",
     "policies",
     "save",
+    "trace",
 ]

@@ -40,16 +40,19 @@ class Kernels(NamedTuple):
 NUMPY = Kernels()
 
 
-def block(x, log_handed, p, config, layer, alpha, policy, threshold=0.0, kernels=NUMPY):
-    # [B, T, C], [B, T, T] -> [B, T, C], [B, T, T] x 2
-    """One layer: x + attention(ln_1(x)), then + mlp(ln_2(x)). Also its own log I, and the one to hand on."""
+def block(x, log_handed, p, config, layer, alpha, policy, threshold=0.0, kernels=NUMPY, kept=False):
+    # [B, T, C], [B, T, T], bool [B, T, T] -> [B, T, C], [B, T, T] x 2
+    """One layer: x + attention(ln_1(x)), then + mlp(ln_2(x)). Also its own log I, and the one to hand on.
+
+    Row i keeps token j, whatever the rules say, where kept[i, j].
+    """
     n, saved_ln_1 = layer_norm(x, p["ln_1.weight"], p["ln_1.bias"], config.layer_norm_epsilon)
-    log_own, saved_mask = _own_log_mask(n, p, config, alpha, policy, threshold, kernels)
+    log_own, saved_mask = _own_log_mask(n, p, config, alpha, policy, threshold, kernels, kept)
     log_i = log_handed + log_own if config.propagate_in_depth else log_own
     qkv, saved_qkv = linear(n, p["attn.c_attn.weight"], p["attn.c_attn.bias"])
     q, k, v = (split_heads(part, config.n_head) for part in np.split(qkv, 3, axis=-1))
     if policy.window is not None:  # another rule than the paper's, which may look at who attended to whom
-        log_rule = policy.log_mask(q, k, log_i, config.attention_scale(layer))
+        log_rule = policy.log_mask(q, k, log_i, config.attention_scale(layer), kept)
         log_own, log_i = log_own + log_rule, log_i + log_rule
     y, saved_attention = kernels.attention(q, k, v, log_i, config.attention_scale(layer))
     y, saved_proj = linear(merge_heads(y), p["attn.c_proj.weight"], p["attn.c_proj.bias"])
@@ -74,12 +77,14 @@ def block_backward(dx, dlog_own, dlog_later, saved, config, kernels):
     return dx + dx_attn, dlog_handed, grads
 
 
-def _own_log_mask(n, p, config, alpha, policy, threshold, kernels):  # [B, T, C] -> [B, T, T]
+def _own_log_mask(n, p, config, alpha, policy, threshold, kernels, kept=False):  # [B, T, C] -> [B, T, T]
     if not policy.learned:  # no score drops anything
         return np.zeros((*n.shape[:-1], n.shape[-2]), n.dtype), None
     s, saved_scores = scores(n, p["attn.q_int.weight"], p["attn.k_int.weight"], p["attn.int_bias"])
     with np.errstate(over="ignore", invalid="ignore"):  # a threshold may be infinite, or so in float32
         s -= threshold  # s - t > 0 where s > t and nowhere else, rounding or not
+    if kept is not False:
+        s[np.broadcast_to(kept, s.shape)] = np.inf  # an infinite score keeps
     log_own, saved_gate = kernels.log_mask(s, alpha, config.int_delay)
     return log_own, (saved_scores, saved_gate)
 

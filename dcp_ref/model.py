@@ -42,8 +42,8 @@ class Loss(NamedTuple):
 
 def forward(
     params: Params, ids, config: Config, alpha: float = math.inf, policy: Policy | None = None, threshold: float = 0.0,
-    kernels: Kernels = NUMPY,
-) -> Forward:  # [B, T]
+    kernels: Kernels = NUMPY, kept=None,
+) -> Forward:  # [B, T], bool that broadcasts to [L, B, T, T]
     """The dense forward: every pair is scored, and what is dropped is masked. alpha = inf is inference.
 
     `interaction` is 1 on and above the diagonal, and all ones for a model without interaction weights and policy.
@@ -52,14 +52,17 @@ def forward(
     `threshold` is how much context a trained model keeps: a token stays while s > threshold. The gate is
     alpha_sigmoid(s - threshold).
     `kernels` may be those of dcp_ref.native.training, for float32: the same to rounding, and faster.
+    `kept`: where kept[l, b, i, j], row i of layer l does not drop token j, whatever the rules say: keep[i, j] = 1.
+    Earlier rows may have dropped it, and later rows judge it anew.
     Raises ValueError when ids are not integers [B, T] in [0, V), T exceeds n_positions, threshold is NaN, the policy
-    or the threshold needs interaction weights and there are none, or the kernels do not take the parameters' type;
-    TypeError when it is no policy.
+    or the threshold needs interaction weights and there are none, kept does not fit, or the kernels do not take the
+    parameters' type; TypeError when it is no policy.
     """
     policy, ids = for_model(config, policy), _checked(ids, config)
     threshold = check_threshold(threshold, policy.learned)
     kernels.check(params)
-    logits, log_i, _ = _gpt2(params, ids, config, alpha, policy, threshold, kernels)
+    kept = None if kept is None else _checked_kept(kept, (config.n_layer, *ids.shape, ids.shape[1]))
+    logits, log_i, _ = _gpt2(params, ids, config, alpha, policy, threshold, kernels, kept)
     return Forward(logits, np.exp(log_i))
 
 
@@ -89,13 +92,15 @@ def loss_and_grads(
     return loss, _gpt2_backward(dlogits, dlog_i, saved, config, kernels)
 
 
-def _gpt2(params, ids, config, alpha, policy, threshold, kernels):  # [B, T] -> [B, T, V], [L, B, T, T]
+def _gpt2(params, ids, config, alpha, policy, threshold, kernels, kept=None):
+    # [B, T], [L, B, T, T] -> [B, T, V], [L, B, T, T]
     x, saved_embedding = embedding(ids, params["wte.weight"], params["wpe.weight"])
     own, saved_blocks = [], []
     log_i = 0.0  # the mask handed down from earlier layers
     for layer in range(config.n_layer):
         p = block_params(params, layer)
-        x, log_own, log_i, saved = block(x, log_i, p, config, layer, alpha, policy, threshold, kernels)
+        own_kept = False if kept is None else kept[layer]
+        x, log_own, log_i, saved = block(x, log_i, p, config, layer, alpha, policy, threshold, kernels, own_kept)
         own.append(log_own)
         saved_blocks.append(saved)
     x, saved_ln = layer_norm(x, params["ln_f.weight"], params["ln_f.bias"], config.layer_norm_epsilon)
@@ -128,3 +133,14 @@ def _checked(ids, config, what="ids", lowest=0):  # -> integers [B, T]
         bad = int(ids[(ids < lowest) | (ids >= config.vocab_size)].flat[0])
         raise ValueError(f"{what}: {bad} is not in [{lowest}, {config.vocab_size})")
     return ids
+
+
+def _checked_kept(kept, shape):  # -> bool [L, B, T, T]
+    kept = np.asarray(kept)
+    try:
+        if kept.dtype != bool:
+            raise ValueError
+        return np.broadcast_to(kept, shape)
+    except ValueError:
+        raise ValueError(f"kept must be booleans that broadcast to {list(shape)}, not {kept.dtype} {list(kept.shape)}"
+                         ) from None

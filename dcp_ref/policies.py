@@ -82,39 +82,41 @@ class Policy:
                 result |= field.metadata["stays"](i, j, number)
         return result
 
-    def drops(self, i: int, position: np.ndarray, attention: np.ndarray) -> np.ndarray:  # [N], [N] -> bool [N]
+    def drops(self, i: int, position: np.ndarray, attention: np.ndarray, kept=False) -> np.ndarray:
+        # [N], [N], bool [N] -> bool [N]
         """Which live tokens the rules other than the learned one drop before token i is inserted.
 
         `position` ascends; `attention` is what rows before i gave to each token, heads summed. Of two tokens with equal
-        attention the later stays.
+        attention the later stays. `kept` ones are no candidates.
         """
-        gone = ~self.stays(i, position)
+        gone = ~(self.stays(i, position) | kept)
         if self.heavy:
             candidates = np.flatnonzero(gone)
             lightest_first = candidates[np.argsort(attention[candidates], kind="stable")]  # a tie: the earlier first
             gone[lightest_first[-self.heavy :]] = False
         return gone
 
-    def log_mask(self, q, k, log_other, scale):  # [B, H, T, D] x 2, [B, T, T] or 0.0 -> [B, T, T]
+    def log_mask(self, q, k, log_other, scale, kept=False):
+        # [B, H, T, D] x 2, [B, T, T] or 0.0, bool [B, T, T] or False -> [B, T, T]
         """What the rules other than the learned one drop in a dense forward: 0 is kept, -inf is gone.
 
         `log_other` is the mask of what else drops: the learned scores, and earlier layers under `propagate_in_depth`.
-        Only heavy hitters depend on the arguments; they are found row by row, as in decoding.
+        Row i does not drop token j where kept[i, j]. Only heavy hitters depend on q and k: row by row, as in decoding.
         """
         B, _, T, _ = q.shape
         if self.heavy is None:
             i = np.arange(T)
-            log_own = np.where(self.stays(i[:, None], i), 0, -np.inf).astype(q.dtype)
-            return np.broadcast_to(log_own, (B, T, T))
-        log_other = np.broadcast_to(log_other, (B, T, T))
-        return np.stack([self._heavy_log_mask(*one, scale) for one in zip(q, k, log_other, strict=True)])
+            gone = np.logical_or.accumulate(~(self.stays(i[:, None], i) | kept), axis=-2)
+            return np.broadcast_to(np.where(gone, -np.inf, 0).astype(q.dtype), (B, T, T))
+        log_other, kept = (np.broadcast_to(x, (B, T, T)) for x in (log_other, kept))
+        return np.stack([self._heavy_log_mask(*one, scale) for one in zip(q, k, log_other, kept, strict=True)])
 
-    def _heavy_log_mask(self, q, k, log_other, scale):  # [H, T, D] x 2, [T, T] -> [T, T]
+    def _heavy_log_mask(self, q, k, log_other, kept, scale):  # [H, T, D] x 2, [T, T] x 2 -> [T, T]
         T = q.shape[1]
         log_own, attention = np.zeros((T, T), q.dtype), np.zeros(T, q.dtype)
         for i in range(T):
             live = np.flatnonzero(log_own[i, :i] + log_other[i, :i] > -np.inf)
-            log_own[i:, live[self.drops(i, live, attention[live])]] = -np.inf
+            log_own[i:, live[self.drops(i, live, attention[live], kept[i, live])]] = -np.inf
             a = (k[:, : i + 1] @ q[:, i, :, None])[..., 0] * scale  # [H, i + 1]: token i sees itself
             p, _ = softmax(a + (log_own[i, : i + 1] + log_other[i, : i + 1]))
             attention[: i + 1] += p.sum(0)

@@ -309,6 +309,24 @@ MUTANTS = [
     Mutant("only the last rows go on, whichever are wanted (C)", WALK, "l + 1 == L && !feed->all", "l + 1 == L", WALKS),
     Mutant("the last panel is packed whole (C)", LINEAR, "width * sizeof *w", "DCP_LANES * sizeof *w",
            ("tests/native/test_c_example.py",)),
+    # Tracing: the record, and what is asked of it.
+    Mutant("trace: a step's rows begin at the first sequence's", "dcp_ref/runtime/generation.py",
+           "row.dropped.append(Dropped(first,", "row.dropped.append(Dropped(0,", ("tests/tracing/test_record.py",)),
+    Mutant("trace: inherited from any layer before", "dcp_ref/tracing/drops.py",
+           "(earliest == by)", "(earliest <= by)", ("tests/tracing/test_record.py",)),
+    Mutant("trace: why without ln_1's bias", "dcp_ref/tracing/replay.py",
+           "np.broadcast_to(b, (1, *parts.shape[1:]))", "np.zeros((1, *parts.shape[1:]))",
+           ("tests/tracing/test_reasons.py",)),
+    Mutant("kept: a pair is kept for good", "dcp_ref/block.py", "s[np.broadcast_to(kept, s.shape)] = np.inf",
+           "s[np.logical_or.accumulate(np.broadcast_to(kept, s.shape), axis=-2)] = np.inf",
+           ("tests/tracing/test_counterfactual.py",)),
+    Mutant("kept: it is a candidate of heavy hitters", "dcp_ref/policies.py", "(self.stays(i, position) | kept)",
+           "self.stays(i, position)", ("tests/tracing/test_counterfactual.py", "tests/paper/test_model_policies.py")),
+    Mutant("kept: what a window dropped before comes back", "dcp_ref/policies.py",
+           "np.logical_or.accumulate(~(self.stays(i[:, None], i) | kept), axis=-2)",
+           "~(self.stays(i[:, None], i) | kept)", ("tests/paper/test_model_policies.py",)),
+    Mutant("a file of a trace: lifetimes are not checked", "dcp_ref/tracing/trace_files.py",
+           "if (lifetime < 1).any() or", "if False and", ("tests/tracing/test_trace_files.py",)),
 ]
 
 

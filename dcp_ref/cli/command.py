@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from typing import Any, TextIO, cast
 
 from dcp_ref import __version__
-from dcp_ref.cli import bench, download, evaluate, generate, info, options, streams, train
+from dcp_ref.cli import bench, download, evaluate, generate, info, options, streams, trace, train
 from dcp_ref.training.signals import Stopped
 
 COMMANDS: dict[str, Any] = {  # modules: HELP is one line, `add_options` adds to a parser, `run` obeys
     "generate": generate,
     "train": train,
     "evaluate": evaluate,
+    "trace": trace,
     "download": download,
     "bench": bench,
     "info": info,
@@ -25,6 +26,7 @@ EXAMPLES = """examples:
   dcp-ref train --text book.txt --out dense
   dcp-ref train --text book.txt --out pruned --init dense --prune
   dcp-ref evaluate --text book.txt
+  dcp-ref trace "The old man looked at the sea"
   dcp-ref COMMAND --help
 
 Results go to stdout, messages to stderr. The exit code is 0 for success, 1 for a failure during the work, 2 for bad

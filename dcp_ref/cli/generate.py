@@ -10,7 +10,7 @@ from typing import Any
 
 from dcp_ref.checkpoints import inputs, weights
 from dcp_ref.checkpoints.inputs import decoded
-from dcp_ref.cli import options, streams
+from dcp_ref.cli import options, streams, trace
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.generation import Row, make_rows, prompt_ids, step
 from dcp_ref.runtime.sampling import Sampling
@@ -32,12 +32,17 @@ def add_options(p: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="N", help="the same seed gives the same text (default: 0)")
     add("--stop", action="append", default=[], metavar="TEXT",
         help=r"end before this text; \n, \t, \r and \\ mean newline, tab, return and backslash; can be repeated")
+    add("--trace", metavar="FILE",
+        help="also write who dropped whom, and why: a page (.html), or data (.json, .safetensors); several prompts get "
+             "numbered files")
     options.add_engine(p)
     options.add_json(p)
 
 
 def run(args: argparse.Namespace) -> None:
     """Stream the texts to stdout, then a line of facts to stderr; or print one JSON object."""
+    if args.trace:
+        trace.check_suffix(args.trace)
     prompts = _prompts(args)
     stop = [unescaped(_utf8("--stop", text.encode("utf-8", "surrogateescape"))) for text in args.stop]
     sampling = Sampling(args.temperature, args.top_k, args.top_p)
@@ -45,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     if model.tokenizer is None:
         raise ValueError(f"{args.model} has no tokenizer: only dcp_ref.generate can use it, with token ids")
     ids = [prompt_ids(model, text, name) for name, text in prompts]
-    rows = make_rows(model, ids, args.max_new_tokens, args.seed, stop)
+    rows = make_rows(model, ids, args.max_new_tokens, args.seed, stop, args.trace is not None)
     engine = options.engine(model, args)
     output = _Output([text for _, text in prompts], rows, args.json)
     began, held = time.monotonic(), (0, 0)
@@ -58,6 +63,8 @@ def run(args: argparse.Namespace) -> None:
         for row in rows:
             row.interrupt()
         output.finish(_facts(engine, held, rows, time.monotonic() - began))
+    if args.trace:
+        trace.write_rows(model, engine, rows, args.model, args.trace)
 
 
 def unescaped(text: str) -> str:

@@ -39,6 +39,14 @@ def add_json(p: argparse.ArgumentParser) -> None:
 
 def add_engine(p: argparse.ArgumentParser) -> None:
     """The arguments of Engine, under their names."""
+    add_rule(p)
+    add_storage(p)
+    p.add_argument("--max-cache-bytes", type=int, metavar="N",
+                   help="fail rather than use more than N bytes for keys and values")
+
+
+def add_rule(p: argparse.ArgumentParser) -> None:
+    """The arguments of Engine that say what is dropped, and by which backend."""
     add = p.add_argument
     add("--backend", choices=sorted(BACKENDS), help="C (native) or NumPy (default: native if it is built)")
     add("--policy", metavar="RULE",
@@ -47,8 +55,6 @@ def add_engine(p: argparse.ArgumentParser) -> None:
              "a learned rule, else dense)")
     add("--threshold", type=float, default=0.0, metavar="T",
         help="the learned rule drops a token unless its score is above T: lower keeps more (default: 0)")
-    add_storage(p)
-    add("--max-cache-bytes", type=int, metavar="N", help="fail rather than use more than N bytes for keys and values")
 
 
 def add_storage(p: argparse.ArgumentParser) -> None:

@@ -37,7 +37,8 @@ class Engine:
     def __init__(self, model: Model, backend: str | None = None, *, policy: Policy | None = None,
                  threshold: float = 0.0, weights: str = "float32", kv: str = "float32", threads: int | None = None,
                  max_cache_bytes: int | None = None) -> None:
-        self.backend, self.config, self.weights = _backend(backend), model.config, check_storage("weights", weights)
+        self.backend, self.config, self.weights, self.kv = (
+            _backend(backend), model.config, check_storage("weights", weights), check_storage("kv", kv))
         self.policy = for_model(model.config, policy)
         self.threshold = check_threshold(threshold, self.policy.learned)
         for name, value, end in (("threads", threads, 2**31), ("max_cache_bytes", max_cache_bytes, math.inf)):
@@ -78,11 +79,15 @@ class Engine:
         self._cache.release(sequence)
 
     def feed(
-        self, sequences: Iterable[int], token_lists: Iterable[Iterable[int]], logits: str = "last"
+        self, sequences: Iterable[int], token_lists: Iterable[Iterable[int]], logits: str = "last",
+        drops: list[np.ndarray] | None = None,
     ) -> list[np.ndarray]:
         """Append token_lists[b] to sequences[b]; any number of tokens each. Returns float32 logits, a fresh array each.
 
         logits="last" gives [V], those of a sequence's last token; "all" gives [tokens, V].
+        `drops`, a list, gets one array a layer, int32 [n, 2]: the pairs (row, position) of tokens that left this layer,
+        in ascending order. Rows count the tokens of this call, those of the first sequence first; a position is one in
+        the row's own sequence. The arrays may be views of a larger one: copy those that are kept.
         Raises ValueError naming the culprit for an empty list, a repeated or released sequence, a token id outside
         the vocabulary or a position >= n_positions, and CacheFull past max_cache_bytes, MemoryError; no sequence has
         changed then.
@@ -96,7 +101,7 @@ class Engine:
         wanted = ends - 1 if logits == "last" else np.arange(ends[-1])
         out = self._rows(len(wanted), self.config.vocab_size)
         result = list(out) if logits == "last" else np.split(out, ends[:-1])  # now: nothing may fail after the feed
-        self._decoder.feed(sequences, counts, ids, wanted, out)
+        self._decoder.feed(sequences, counts, ids, wanted, out, drops)
         return result
 
     def live_positions(self, sequence: int, layer: int) -> np.ndarray:  # -> int64 [N]

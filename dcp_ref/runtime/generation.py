@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,7 @@ def generate(
     seed: int = 0,
     stop: str | Sequence[str] = (),
     backend: str | None = None,
+    trace: bool = False,
     **engine_options: Any,
 ) -> list[Generation]:
     """Continue each prompt (a text, or token ids), all in one batch: one Generation a prompt, in their order.
@@ -31,12 +32,19 @@ def generate(
     `backend` and `engine_options` (policy, threshold, weights, kv, threads, max_cache_bytes) are Engine's.
     Row b draws from SeedSequence([seed, b]) and ends by itself: it does not depend on the rows beside it. When it ends,
     the others can use its pages. temperature 0 is greedy.
+    `trace` gives each Generation its Trace: who dropped whom, when and why (dcp_ref.tracing).
     Raises ValueError naming the prompt or setting at fault, before anything is computed.
     """
     sampling = Sampling(temperature, top_k, top_p)
-    rows = make_rows(model, prompts, max_new_tokens, seed, stop)
-    complete(Engine(model, backend, **engine_options), rows, sampling)
-    return [row.generation() for row in rows]
+    rows = make_rows(model, prompts, max_new_tokens, seed, stop, trace)
+    engine = Engine(model, backend, **engine_options)
+    complete(engine, rows, sampling)
+    results = [row.generation() for row in rows]
+    if not trace:
+        return results
+    from dcp_ref.tracing.recording import trace_of
+
+    return [result._replace(trace=trace_of(model, engine, row)) for result, row in zip(results, rows, strict=True)]
 
 
 def complete(engine: Engine, rows: list[Row], sampling: Sampling) -> None:
@@ -50,7 +58,8 @@ def complete(engine: Engine, rows: list[Row], sampling: Sampling) -> None:
 
 
 def make_rows(
-    model: Model, prompts: Iterable[Prompt], max_new_tokens: int, seed: int, stop: str | Sequence[str]
+    model: Model, prompts: Iterable[Prompt], max_new_tokens: int, seed: int, stop: str | Sequence[str],
+    traced: bool = False,
 ) -> list[Row]:
     """One Row a prompt, all checked. Raises ValueError as `generate` does."""
     if isinstance(prompts, (str, bytes)):
@@ -64,11 +73,14 @@ def make_rows(
     if stop and model.tokenizer is None:
         raise ValueError("stop: the model has no tokenizer, so there is no text to find a stop string in")
     ids = [prompt_ids(model, prompt, f"prompts[{b}]") for b, prompt in enumerate(prompts)]
-    return [Row(model, prompt, max_new_tokens, row_stream(seed, b), stop) for b, prompt in enumerate(ids)]
+    return [Row(model, prompt, max_new_tokens, row_stream(seed, b), stop, traced) for b, prompt in enumerate(ids)]
 
 
-def prompt_ids(model: Model, prompt: Prompt, name: str) -> list[int]:
-    """The token ids of a prompt. Raises ValueError, calling the prompt `name`, when the model cannot continue it."""
+def prompt_ids(model: Model, prompt: Prompt, name: str, whole: bool = True) -> list[int]:
+    """The token ids of a prompt, which must fit the model's positions where it is read as a `whole`.
+
+    Raises ValueError, calling the prompt `name`, when the model cannot continue it.
+    """
     V, n_positions = model.config.vocab_size, model.config.n_positions
     if isinstance(prompt, str):
         if model.tokenizer is None:
@@ -81,7 +93,7 @@ def prompt_ids(model: Model, prompt: Prompt, name: str) -> list[int]:
         ids = _integers(name, prompt)
     if not ids:
         raise ValueError(f"{name} is empty")
-    if len(ids) > n_positions:
+    if whole and len(ids) > n_positions:
         raise ValueError(f"{name} is too long: {len(ids)} tokens, but the model has {n_positions} positions")
     for i in ids:
         if not 0 <= i < V:
@@ -112,10 +124,32 @@ def step(engine: Engine, rows: list[Row], sampling: Sampling) -> bool:
         if row.sequence is None:
             row.sequence = engine.new_sequence()
         sequences.append(row.sequence)
-    logits = engine.feed(sequences, [row.pending for row in running])
+    drops: list[np.ndarray] | None = None if running[0].dropped is None else []  # all rows are traced, or none is
+    logits = engine.feed(sequences, [row.pending for row in running], drops=drops)
+    if drops is not None:
+        _keep(running, drops)
     for row, x in zip(running, logits, strict=True):
         x[row.undrawable] = -np.inf
         row.accept(sampling.draw(x, row.rng))
         if row.stop_reason is not None:
             row.release(engine)
     return True
+
+
+class Dropped(NamedTuple):
+    """What one step dropped from a whole batch; the row's tokens are `n` rows from `first` on."""
+
+    first: int
+    n: int
+    start: int  # the position of the first of them
+    counts: list[int]  # [L]: how many pairs are each layer's
+    pairs: np.ndarray  # int32 [sum of counts, 2]: (row of the batch, position)
+
+
+def _keep(running: list[Row], drops: list[np.ndarray]) -> None:
+    """Keep what a step dropped, layer by layer, in the rows that were fed."""
+    pairs, counts, first = np.concatenate(drops), list(map(len, drops)), 0
+    for row in running:
+        assert row.dropped is not None
+        row.dropped.append(Dropped(first, len(row.pending), row.seen, counts, pairs))
+        first += len(row.pending)

@@ -8,7 +8,7 @@ token's cost, is bounded.
 import codecs
 from collections.abc import Iterable
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,24 +30,28 @@ class Generation(NamedTuple):
     of all ids together.
     `stop_reason`: "length" (max_new_tokens), "stop" (a stop string), "eos" (end of text), "n_positions" (the model has
     no position left for the newest token) or "interrupted" (from outside).
+    `trace`: a dcp_ref.tracing.Trace where one was asked for and a token was fed; the last token drawn is not in it.
     """
 
     ids: list[int]
     text: str | None
     stop_reason: str
+    trace: Any = None
 
 
 class Row:
     """One prompt and its continuation so far."""
 
     def __init__(
-        self, model: Model, prompt: list[int], max_new_tokens: int, rng: np.random.Generator, stop: list[str]
+        self, model: Model, prompt: list[int], max_new_tokens: int, rng: np.random.Generator, stop: list[str],
+        traced: bool = False,
     ) -> None:
         self.config, self.tokenizer = model.config, model.tokenizer
         self.max_new_tokens, self.rng, self.stop = max_new_tokens, rng, stop
         self.sequence: int | None = None  # the engine's handle, from the first step to the last
         self.live = 0  # tokens that the layers together held when the row ended
-        self.pending = prompt  # tokens to feed next
+        self.prompt = self.pending = prompt  # pending: tokens to feed next
+        self.dropped: list[Any] | None = [] if traced else None  # generation.Dropped, of each step
         self.seen = 0  # tokens fed
         self.ids: list[int] = []
         self.ends = model.config.ends  # ids that end a text

@@ -104,7 +104,8 @@ def test_json(run, backend):
     expected = generate(MODEL, ["the", "señor"], **SETTINGS)
     assert (code, err) == (0, "")
     assert result.pop("generations") == [
-        {"prompt": prompt, **r._asdict()} for prompt, r in zip(["the", "señor"], expected, strict=True)
+        {"prompt": prompt, "text": r.text, "ids": r.ids, "stop_reason": r.stop_reason}
+        for prompt, r in zip(["the", "señor"], expected, strict=True)
     ]
     seen = CONFIG.n_layer * (len(TOKENIZER.encode("the") + TOKENIZER.encode("señor")) + 2 * 19)  # the last is not fed
     assert (result["backend"], result["new_tokens"], result["seen_tokens"]) == (backend, 40, seen)

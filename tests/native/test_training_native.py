@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from models import DELAYS
+from models import DELAYS, SMALL, random_params
 from thread_tools import omp_threads
 from tolerances import HF_FLOAT32, KERNEL, LOG_MASK, TRAINING_KERNELS
 
@@ -226,3 +226,14 @@ def test_a_dense_model_too():
     loss, _ = loss_and_grads(params, ids[:, :-1], ids[:, 1:], config, 1.0, 0.0, C)
     assert loss.total == pytest.approx(loss_and_grads(params, ids[:, :-1], ids[:, 1:], config, 1.0, 0.0)[0].total)
     same_forward(params, ids, config)
+
+
+@pytest.mark.parametrize("policy", [policies.learned, policies.heavy_hitters(1, 2)], ids=str)
+def test_what_is_kept_is_kept_in_c_too(policy):
+    params, rng = random_params(SMALL, 0, np.float32), np.random.default_rng(0)
+    ids, kept = rng.integers(0, 11, (2, 9)), rng.random((3, 2, 9, 9)) < 0.5
+    for alpha in (2.0, math.inf):
+        expected = forward(params, ids, SMALL, alpha, policy, kept=kept)
+        got = forward(params, ids, SMALL, alpha, policy, kernels=C, kept=kept)
+        np.testing.assert_allclose(got.interaction, expected.interaction, **TRAINING_KERNELS)
+        np.testing.assert_allclose(got.logits, expected.logits, rtol=1e-4, atol=1e-4)

@@ -50,8 +50,8 @@ def test_rules_by_position_are_one_mask_for_every_layer(policy, depth, seed):
 class Recorded(policies.Policy):
     """Keeps what the model calls it with, and what it answers."""
 
-    def log_mask(self, q, k, log_other, scale):
-        mask = super().log_mask(q, k, log_other, scale)
+    def log_mask(self, q, k, log_other, scale, kept=False):
+        mask = super().log_mask(q, k, log_other, scale, kept)
         calls.append((q, k, np.broadcast_to(log_other, mask.shape), scale, mask))
         return mask
 
@@ -95,3 +95,37 @@ def test_what_is_no_policy_or_does_not_fit_is_refused():
         forward(params, ids, PLAIN, policy=policies.learned)
     with pytest.raises(TypeError, match=r"policy must be None or a Policy, not 'window:3'"):
         forward(params, ids, SMALL, policy="window:3")
+
+
+@given(any_policies(), st.booleans(), SEEDS)
+def test_no_rule_drops_what_is_kept(policy, depth, seed):
+    """A kept pair stays where its token was there until then; the rest of the row is judged as ever."""
+    config = dataclasses.replace(SMALL, propagate_in_depth=depth)
+    params, ids, rng = random_params(config, seed), random_ids(seed), np.random.default_rng(seed)
+    T = SMALL.n_positions
+    kept = rng.random((config.n_layer, len(ids), T, T)) < 0.3
+    kept[:, :, :, 2] = True  # a whole column: token 2 is safe for good
+    got = forward(params, ids, config, policy=policy, threshold=1.0 if policy.learned else 0.0, kept=kept).interaction
+    before = np.concatenate([np.ones_like(got[:, :, :1]), got[:, :, :-1]], axis=2)
+    np.testing.assert_array_equal(got[kept], before[kept])
+    assert (got[:, :, :, 2] == 1).all()
+    if not policy.learned and policy.heavy is None:
+        stays = np.logical_and.accumulate(by_position(policy, T) | kept, axis=2)
+        np.testing.assert_array_equal(got, stays)
+
+
+@pytest.mark.parametrize("policy", [policies.learned, policies.window(2), policies.heavy_hitters(1, 2)], ids=str)
+@pytest.mark.parametrize("alpha", [2.0, math.inf])
+def test_all_kept_is_dense(policy, alpha):
+    params, ids = random_params(SMALL, 0), random_ids(0)
+    result = forward(params, ids, SMALL, alpha, policy, kept=True)
+    assert (result.interaction == 1).all()
+    np.testing.assert_array_equal(result.logits, forward(params, ids, SMALL, policy=policies.dense).logits)
+    none = forward(params, ids, SMALL, alpha, policy, kept=np.zeros((1, 1), bool))
+    np.testing.assert_array_equal(none.logits, forward(params, ids, SMALL, alpha, policy).logits)
+
+
+@pytest.mark.parametrize("kept", [1, np.ones((9, 9)), np.ones((4, 1, 9, 9), bool), np.ones(8, bool), "yes"])
+def test_what_is_kept_must_be_booleans_that_fit(kept):
+    with pytest.raises(ValueError, match=r"kept must be booleans that broadcast to \[3, 2, 9, 9\], not "):
+        forward(random_params(SMALL, 0), random_ids(0), SMALL, kept=kept)

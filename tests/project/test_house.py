@@ -13,6 +13,8 @@ PAPER = ["config", "sigmoid", "layers", "interaction", "attention", "policies", 
 LEVEL = {"paper": 0, "checkpoints": 1, "runtime": 2, "native": 3, "training": 4, "analysis": 4, "tracing": 4,
          "testing": 4, "corpus": 4, "bench": 5, "cli": 5}  # a room imports from lower levels, and from itself
 ALSO = {
+    ("runtime", "tracing.recording"): "generate returns a Trace where one is asked for, and imports it only then",
+    ("tracing", "analysis.table"): "tables look alike",
     ("cli", "bench"): "the command has a subcommand that benchmarks",
     ("analysis", "training.data"): "a text is measured as training reads, tokenizes and cuts it: one definition",
     ("analysis", "training.parallel"): "texts are tokenized side by side, as in training",

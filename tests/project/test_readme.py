@@ -122,4 +122,4 @@ def test_the_algorithm_fits_in_700_lines_and_the_makefile_on_a_screen():  # csrc
 
     names = ("sigmoid", "layers", "interaction", "attention", "block", "model")
     assert count(*(f"dcp_ref/{name}.py" for name in names)) <= 700
-    assert count("Makefile") <= 60
+    assert count("Makefile") <= 70

@@ -12,7 +12,7 @@ import dcp_ref
 from dcp_ref import native
 
 SANITIZED = "san.so" in os.environ.get("LD_PRELOAD", "")  # memory is then counted with all that a sanitizer holds
-DEADLINE = 120  # seconds: a child that hangs is a failure, and a sanitizer makes it slow
+DEADLINE = 480  # seconds: a child that hangs is a failure; a sanitizer on a busy machine makes it slow
 
 
 @contextmanager

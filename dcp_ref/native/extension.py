@@ -1,6 +1,7 @@
 """The compiled extension, if it is built, and arrays laid out as C expects them."""
 
 import importlib
+import os
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from dcp_ref.runtime.precision import STORAGES
 
 NAME = "dcp_ref._native"
+SIMD_LEVELS = ("avx512f", "avx2", "baseline")  # what the kernels are compiled for on x86-64, best first
 HERE = Path(__file__).parent.parent  # where it belongs
 NOT_BUILT = f"the C extension is not built (there is none in {HERE}): install a C compiler, then reinstall"
 
@@ -46,6 +48,21 @@ def _elsewhere() -> Path | None:
 
 ffi, lib, why_not = _load()
 
+
+def choose_simd(level: str) -> None:
+    """Let the kernels use this instruction set, one of SIMD_LEVELS, while none of them runs.
+
+    Raises ValueError if the word is unknown, or the processor or the build does not have the instruction set.
+    """
+    if level not in SIMD_LEVELS:
+        raise ValueError(f"DCP_SIMD must be one of {', '.join(SIMD_LEVELS)}, or unset for the best, not {level!r}")
+    if lib.dcp_simd_choose(level.encode()) != lib.DCP_OK:
+        raise ValueError(f"DCP_SIMD={level}: this processor, or this build, does not have it; unset DCP_SIMD")
+
+
+if lib is not None and (chosen := os.environ.get("DCP_SIMD")):
+    choose_simd(chosen)
+
 FLOAT = np.dtype(np.float32)
 STORAGE = {name: code for code, name in enumerate(STORAGES)}  # DCP_FLOAT32, DCP_FLOAT16, DCP_INT8
 
@@ -61,7 +78,7 @@ def missing() -> str:
 
 
 def simd_level() -> str:
-    """The instruction set that the kernels run with here: "avx512f", "avx2" or "baseline"; "" when not built."""
+    """The instruction set of the kernels, the best that is here unless DCP_SIMD names another; "" when not built."""
     return ffi.string(lib.dcp_simd_level()).decode() if available() else ""
 
 

@@ -69,7 +69,7 @@ TARGET INLINE void NAME(tile)(float *sum, const float *x, size_t stride, const v
                               uint32_t live, const char *next, size_t lines, int type, const size_t rows,
                               const size_t vectors)
 {
-    const size_t step = type == DCP_FLOAT32 ? 2 : 4; /* of 4, the compiler knows which part of a word holds a row */
+    const size_t step = type == DCP_FLOAT32 && rows > 2 ? 2 : 4; /* of 4, it is known which part of a word is whose */
     vector own[MOST_ROWS][DCP_LANES / WIDTH];
     NAME(load)(own, sum, rows, vectors);
     if (live != 0)
@@ -112,22 +112,38 @@ TARGET static void NAME(one_tile)(float *sum, const float *x, size_t stride, con
 }
 #undef CASE
 
+/* Fetches 8 KB ahead where there is enough arithmetic to hide it. */
 #define CASE(type, rows) \
     case 4 * type + rows: \
-        NAME(tile)(sum, x, stride, panel, DCP_LANES, n, live, next, lines, type, rows, DCP_LANES / WIDTH); \
+        NAME(tile)(sum, x, stride, panel, DCP_LANES, n, live, (const char *)panel + 8192, \
+                   rows > 2 >> type ? 8 >> type : 0, type, rows, DCP_LANES / WIDTH); \
         break;
 
 /* NAME(tile) for all columns of a panel of any type, and FEW_ROWS. */
 TARGET static void NAME(few_rows)(float *sum, const float *x, size_t stride, const void *panel, size_t n, uint32_t live,
                                   int type, size_t rows)
 {
-    const char *next = (const char *)panel + 8192;
-    const size_t lines = n >= FETCH_ROWS && rows > (size_t)2 >> type ? (size_t)8 >> type : 0;
     switch (4 * (size_t)type + rows) {
         CASE(DCP_FLOAT32, 1) CASE(DCP_FLOAT16, 1) CASE(DCP_INT8, 1)
 #if WIDTH >= 8
         CASE(DCP_FLOAT32, 2) CASE(DCP_FLOAT16, 2) CASE(DCP_INT8, 2)
 #endif
+    }
+}
+#undef CASE
+
+#define CASE(type, rows) \
+    case 8 * type + rows: \
+        NAME(tile)(sum, x, stride, panel, DCP_LANES, n, live, next, 2 * lines, type, rows, 2); \
+        break;
+
+/* NAME(tile) for COLUMNS of float16 or int8, and so few rows that they are decoded on the way. */
+TARGET static void NAME(packed_tile)(float *sum, const float *x, size_t stride, const float *panel, size_t n,
+                                     uint32_t live, const char *next, size_t lines, int type, size_t rows)
+{
+    switch (8 * (size_t)type + rows) {
+        CASE(DCP_FLOAT16, 2) CASE(DCP_FLOAT16, 3) CASE(DCP_FLOAT16, 4)
+        CASE(DCP_INT8, 2) CASE(DCP_INT8, 3) CASE(DCP_INT8, 4)
     }
 }
 #undef CASE
@@ -151,23 +167,29 @@ TARGET static void NAME(add_piece)(lanes *sum, const float *x, size_t stride, co
         NAME(few_rows)(sum[0], x, stride, panel, n, live, type, rows);
         return;
     }
-    const int direct = type == DCP_FLOAT32 && (rows < COPY_ROWS || COLUMNS == DCP_LANES);
+    const int packed = type != DCP_FLOAT32 && rows <= 4;
+    const int direct = packed || (type == DCP_FLOAT32 && (rows < COPY_ROWS || COLUMNS == DCP_LANES));
     const size_t all_tiles = DCP_LANES / COLUMNS * ((rows + MOST_ROWS - 1) / MOST_ROWS);
     const char *next = (const char *)panel + panel_bytes(n, type);
     size_t fetch = n >= FETCH_ROWS ? (size_t)4 >> type : 0; /* lines for two rows: evenly the next piece */
     const size_t lines = (fetch + all_tiles - 1) / all_tiles;
     for (size_t j = 0; j < DCP_LANES; j += COLUMNS) {
-        if (type == DCP_FLOAT16)
-            NAME(decode)(decoded, panel, n, j, DCP_FLOAT16);
-        else if (type == DCP_INT8)
-            NAME(decode)(decoded, panel, n, j, DCP_INT8);
-        else if (!direct)
+        const float *columns = (const float *)panel + j;
+        if (!direct && type == DCP_FLOAT32)
             NAME(decode)(decoded, panel, n, j, DCP_FLOAT32);
+        else if (!direct && type == DCP_FLOAT16)
+            NAME(decode)(decoded, panel, n, j, DCP_FLOAT16);
+        else if (!direct)
+            NAME(decode)(decoded, panel, n, j, DCP_INT8);
         for (size_t row = 0, count; row < rows; row += count) {
             const size_t left = rows - row, tiles = (left + MOST_ROWS - 1) / MOST_ROWS;
             count = (left + tiles - 1) / tiles;
-            NAME(one_tile)(sum[row] + j, x + row * stride, stride, direct ? (const float *)panel + j : decoded,
-                           direct ? DCP_LANES : COLUMNS, n, live, next, fetch ? lines : 0, count);
+            if (packed)
+                NAME(packed_tile)(sum[row] + j, x + row * stride, stride, columns, n, live, next, fetch ? lines : 0,
+                                  type, count);
+            else
+                NAME(one_tile)(sum[row] + j, x + row * stride, stride, direct ? columns : decoded,
+                               direct ? DCP_LANES : COLUMNS, n, live, next, fetch ? lines : 0, count);
             next += n / 2 * lines * 64;
             fetch -= fetch ? lines : 0;
         }

@@ -1,8 +1,10 @@
 """The compiled extension, if it is built, and arrays laid out as C expects them."""
 
+import contextlib
 import importlib
 import os
 import sys
+from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,8 @@ NOT_BUILT = f"the C extension is not built (there is none in {HERE}): install a 
 def _load() -> tuple[Any, Any, str]:
     """The extension's ffi and lib, and ""; or None twice, and why it cannot be used: the package then runs on NumPy."""
     try:
-        module = importlib.import_module(NAME)
+        with _short_waits():
+            module = importlib.import_module(NAME)
     except ModuleNotFoundError as error:
         if error.name != NAME:
             return None, None, f"the C extension in {HERE} cannot be loaded ({error}): reinstall"
@@ -36,6 +39,23 @@ def _load() -> tuple[Any, Any, str]:
     return None, None, (  # an editable install finds its extension from every clone, whose version may be another
         f"the C extension is not built in {HERE}, which hides the installed package in {other}, where it is: "
         "run from another directory, or build it here too (python setup.py build_ext --inplace)")
+
+
+@contextlib.contextmanager
+def _short_waits() -> Iterator[None]:
+    """Let threads of OpenMP spin for some 20 microseconds, then sleep: GCC's library reads this when it is loaded.
+
+    Its default is milliseconds. On a processor that other processes use, a thread that spins loses its turn, and the
+    thread that it waits for does not get one. Who sets either variable is obeyed; processes started later see neither.
+    """
+    if "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
+        yield
+        return
+    os.environ["GOMP_SPINCOUNT"] = "1000"
+    try:
+        yield
+    finally:
+        del os.environ["GOMP_SPINCOUNT"]
 
 
 def _elsewhere() -> Path | None:

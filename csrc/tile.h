@@ -4,7 +4,6 @@
  *   WIDTH      floats in a vector register
  *   MOST_ROWS  the most rows of a tile: two vectors of sums a row fit the registers, beside what is multiplied */
 
-#define APART static __attribute__((noinline)) /* one huge function would take a sanitizer's build minutes */
 #define COLUMNS (2 * WIDTH)         /* of a tile */
 #define PIECE (4096 / COLUMNS)      /* rows of a panel whose COLUMNS take 16 KB: half of the first cache */
 #define FEW_ROWS (WIDTH < 8 ? 1 : 2) /* rows whose sums fit the registers for all columns of a panel */
@@ -101,7 +100,7 @@ TARGET INLINE void NAME(tile)(float *sum, const float *x, size_t stride, const v
         break;
 
 /* NAME(tile) for COLUMNS of float32, and the rows of one tile. */
-TARGET APART void NAME(one_tile)(float *sum, const float *x, size_t stride, const float *panel, size_t apart, size_t n,
+TARGET static void NAME(one_tile)(float *sum, const float *x, size_t stride, const float *panel, size_t apart, size_t n,
                                   uint32_t live, const char *next, size_t lines, size_t rows)
 {
     switch (rows) {
@@ -121,7 +120,7 @@ TARGET APART void NAME(one_tile)(float *sum, const float *x, size_t stride, cons
         break;
 
 /* NAME(tile) for all columns of a panel of any type, and FEW_ROWS. */
-TARGET APART void NAME(few_rows)(float *sum, const float *x, size_t stride, const void *panel, size_t n, uint32_t live,
+TARGET static void NAME(few_rows)(float *sum, const float *x, size_t stride, const void *panel, size_t n, uint32_t live,
                                   int type, size_t rows)
 {
     switch (4 * (size_t)type + rows) {
@@ -139,7 +138,7 @@ TARGET APART void NAME(few_rows)(float *sum, const float *x, size_t stride, cons
         break;
 
 /* NAME(tile) for COLUMNS of float16 or int8, and so few rows that they are decoded on the way. */
-TARGET APART void NAME(packed_tile)(float *sum, const float *x, size_t stride, const float *panel, size_t n,
+TARGET static void NAME(packed_tile)(float *sum, const float *x, size_t stride, const float *panel, size_t n,
                                      uint32_t live, const char *next, size_t lines, int type, size_t rows)
 {
     switch (8 * (size_t)type + rows) {
@@ -207,7 +206,6 @@ TARGET static void NAME(add_products)(lanes *sum, const float *x, size_t stride,
                         live, type, rows);
 }
 
-#undef APART
 #undef COLUMNS
 #undef PIECE
 #undef FEW_ROWS

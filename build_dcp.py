@@ -28,7 +28,7 @@ ffibuilder.set_source(
     "dcp_ref._native",
     '#include <stddef.h>\n#include <stdint.h>\n#include "dcp.h"\n#include "training.h"',
     sources=SOURCES,
-    depends=[*HEADERS, "csrc/common.h", "csrc/step.h", "csrc/training_lanes.h", "csrc/exports.map"],
+    depends=[*HEADERS, "csrc/common.h", "csrc/tile.h", "csrc/step.h", "csrc/training_lanes.h", "csrc/exports.map"],
     include_dirs=["csrc"],
     # GNU C: strict C11 would not contract to fused multiply-add. Without traps the compiler may compute both sides of a
     # conditional expression. Hidden: internal names have no prefix, and other libraries must not see them.

@@ -115,7 +115,7 @@ INLINE float largest(lanes x)
 /* w[p][r] = softmax(scale * q k) over the live slots of row i + r, 0 in the others, from w[p][r] = q k. Adds the
  * weights to the sums of attention; multiplies them by the scales of int8 values. Lane by lane, so that it is
  * vectorised. */
-CLONES static void softmax(tile *w, size_t r, const span *s, size_t i, size_t h)
+KERNEL(static, softmax, (tile *w, size_t r, const span *s, size_t i, size_t h), (w, r, s, i, h))
 {
     const uint32_t *live = s->live + (i + r) * s->cache->list_pages;
     const size_t pages = s->slots->pages;
@@ -157,7 +157,7 @@ static void score_keys(const head_task *task, size_t i, size_t rows)
         if (any_live(s, i, p, rows) == 0)
             continue;
         for (size_t h = task->first; h < task->end; h++)
-            multiply_tile(task->w[h * cache->list_pages + p], q + h * D, stride,
+            multiply(task->w[h * cache->list_pages + p], q + h * D, stride,
                           s->slots->page[p].area[DCP_KEYS] + h * bytes, D, cache->shape.kv, rows);
     }
 }

@@ -16,17 +16,39 @@
 #endif
 #include "dcp.h"
 
-/* With GCC on x86-64, CLONES compiles a kernel for AVX-512, for AVX2 and for neither, and the loader picks one.
- * Elsewhere it compiles once, for the compiler's default. */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__) && \
-    !defined(DCP_BASELINE)
-#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#define SIMD_LEVEL (__builtin_cpu_supports("x86-64-v4") ? 2 : __builtin_cpu_supports("x86-64-v3") ? 1 : 0)
-#else
-#define CLONES
-#define SIMD_LEVEL 0
+/* On x86-64 each kernel is compiled for AVX-512, for AVX2 and for neither; elsewhere once, for the compiler's default.
+ * simd_level in threads.c says which one is called. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(DCP_BASELINE)
+#define AVX2 __attribute__((target("avx2,fma,bmi,bmi2")))
+#define AVX512 __attribute__((target("avx2,fma,bmi,bmi2,avx512f,avx512bw,avx512dq,avx512vl")))
 #endif
-#define INLINE static inline __attribute__((always_inline)) /* into each of the clones of a kernel that calls it */
+#define INLINE static inline __attribute__((always_inline)) /* into each version of a kernel that calls it */
+
+/* Calls the version of a kernel that is for the instruction set in use. KERNEL compiles the body that follows it for
+ * each of them, and a function of that name that calls one. */
+#ifdef AVX512
+#define AT_LEVEL(name, arguments) \
+    switch (simd_level) { \
+        case 2: \
+            name##_avx512 arguments; \
+            break; \
+        case 1: \
+            name##_avx2 arguments; \
+            break; \
+        default: \
+            name##_baseline arguments; \
+    }
+#define KERNEL(linkage, name, parameters, arguments) \
+    INLINE void name##_body parameters; \
+    AVX512 static void name##_avx512 parameters { name##_body arguments; } \
+    AVX2 static void name##_avx2 parameters { name##_body arguments; } \
+    static void name##_baseline parameters { name##_body arguments; } \
+    linkage void name parameters { AT_LEVEL(name, arguments) } \
+    INLINE void name##_body parameters
+#else
+#define AT_LEVEL(name, arguments) name##_baseline arguments;
+#define KERNEL(linkage, name, parameters, arguments) linkage void name parameters
+#endif
 
 typedef float lanes[DCP_LANES];    /* 32 numbers side by side: a row of a panel, or one for each slot of a page */
 typedef lanes tile[DCP_TILE_ROWS]; /* sums, scores or weights of up to 12 rows */
@@ -61,12 +83,10 @@ INLINE float lane(const void *panel, size_t k, size_t j, int type)
     return type == DCP_FLOAT16 ? number * 0x1p112f : number;
 }
 
-/* How many of the rows that are left go into one tile: 12, 8, 4, 2 or 1. AVX-512 has registers for the sums of 12 rows;
- * AVX2 has half as many registers, half as wide: for 2 rows. */
+/* How many of the rows that are left go into one tile. */
 INLINE size_t tile_rows(size_t rows)
 {
-    const size_t most = SIMD_LEVEL == 2 ? DCP_TILE_ROWS : 2, n = rows < most ? rows : most;
-    return n >= 12 ? 12 : n >= 8 ? 8 : n >= 4 ? 4 : n >= 2 ? 2 : 1;
+    return rows < DCP_TILE_ROWS ? rows : DCP_TILE_ROWS;
 }
 
 /* The sum of 32 numbers, by halves; x is overwritten. */
@@ -78,12 +98,15 @@ INLINE float total(lanes x)
     return x[0];
 }
 
-/* linear.c: sum[r] = x[r, 0..n-1] panel [n, 32], for tile_rows rows, `stride` floats apart. Each sum adds its n
+/* linear.c: sum[r] = x[r, 0..n-1] panel [n, 32], for any number of rows, `stride` floats apart. Each sum adds its n
  * products in order, so that a row's sums do not depend on the other rows. */
-void multiply_tile(tile sum, const float *x, size_t stride, const void *panel, size_t n, int type, size_t rows);
+void multiply(lanes *sum, const float *x, size_t stride, const void *panel, size_t n, int type, size_t rows);
 
 /* linear.c: sum[r] += x[r, s] panel[s] for the set bits s of live, panel [.., 32]. */
-void add_live(tile sum, const tile x, const void *panel, uint32_t live, int type, size_t rows);
+void add_live(lanes *sum, const lanes *x, const void *panel, uint32_t live, int type, size_t rows);
+
+/* threads.c: the instruction set in use: 2 AVX-512, 1 AVX2, 0 neither. */
+extern int simd_level;
 
 /* threads.c: the threads for this number of operations; 1 if they are done before another thread has woken up. */
 size_t threads_for(size_t operations, size_t threads);

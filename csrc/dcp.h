@@ -24,12 +24,11 @@ enum {
     DCP_EINVAL = -1, /* an argument is out of its range, or a sequence was released */
     DCP_ENOROOM = -2 /* too few free pages, or too small a workspace */
 };
-/* How numbers are stored: in 4 >> type bytes, int8 with a scale. Arithmetic is in float. */
-enum { DCP_FLOAT32, DCP_FLOAT16, DCP_INT8 };
+enum { DCP_FLOAT32, DCP_FLOAT16, DCP_INT8 }; /* how numbers are stored: in 4 >> type bytes, int8 with a scale */
 enum {
     DCP_LANES = 32,      /* columns of a panel of weights or keys; the most slots of a page */
     DCP_ROUND_ROWS = 48, /* the most rows of a prompt in one round of a step; what they drop is removed after it */
-    DCP_TILE_ROWS = 12   /* the most rows that the inner loop takes at once */
+    DCP_TILE_ROWS = 12   /* the most rows that attend together */
 };
 
 /* ---- slots.c: pages and live bitmaps. Integers and addresses only. ---- */
@@ -94,8 +93,7 @@ typedef struct {
 
 typedef struct { /* what a cache is made for */
     size_t layers, positions, heads, head_dim;
-    size_t rank;       /* r of the interaction keys, 0 without learned dropping */
-    size_t page_slots; /* 1..32 */
+    size_t rank, page_slots; /* r of the interaction keys, 0 without learned dropping; 1..32 */
     size_t max_bytes;  /* the most bytes of owned and free pages together; 0 is no bound */
     size_t threads;    /* the most threads of a step, at least 1 */
     int kv;            /* how keys and values are stored */
@@ -243,8 +241,10 @@ size_t dcp_decode_bytes(const dcp_cache *cache, const dcp_model *model, const dc
 int dcp_decode(float *logits, dcp_cache *cache, const dcp_model *model, const dcp_feed *feed, void *workspace,
                size_t bytes);
 
-/* threads.c: how many threads a kernel uses if it may use `threads`: at most what OpenMP gives and the system can start.
- * One in a forked child, where OpenMP no longer works. */
+/* threads.c: the threads of a kernel that may use `threads`: those that OpenMP can start; one in a forked child. */
 size_t dcp_threads(size_t threads);
 
-const char *dcp_simd_level(void); /* of the kernels here: "avx512f", "avx2" or "baseline" */
+/* The kernels' instruction set, at first the best: "avx512f", "avx2" or "baseline". Only while no other function runs,
+ * another one can be chosen. Returns DCP_OK, or DCP_EINVAL if it is unknown, or not here. */
+const char *dcp_simd_level(void);
+int dcp_simd_choose(const char *level);

@@ -148,7 +148,7 @@ static void score(const span *s, tile *scores, size_t i, size_t rows)
     const size_t stride = s->input->int_stride;
     const float *q_int = s->input->q_int + (s->first + i) * stride;
     for (size_t p = 0; p < s->slots->pages; p++)
-        multiply_tile(scores[p], q_int, stride, field_row(s, p, DCP_K_INT, 0), s->cache->shape.rank, DCP_FLOAT32, rows);
+        multiply(scores[p], q_int, stride, field_row(s, p, DCP_K_INT, 0), s->cache->shape.rank, DCP_FLOAT32, rows);
 }
 
 /* Drops from `live` what row i of the span drops. Its scores are in row r of the tiles. */

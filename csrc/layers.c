@@ -16,8 +16,8 @@ INLINE float sum_of(const float *x, size_t n, float mean, int squares)
 }
 
 /* dcp_layer_norm for one row. */
-CLONES static void layer_norm_row(float *y, const float *x, const float *gain, const float *bias, float epsilon,
-                                  size_t n)
+KERNEL(static, layer_norm_row, (float *y, const float *x, const float *gain, const float *bias, float epsilon,
+                                size_t n), (y, x, gain, bias, epsilon, n))
 {
     const float mean = sum_of(x, n, 0, 0) / (float)n;
     const float rstd = 1 / sqrtf(sum_of(x, n, mean, 1) / (float)n + epsilon);
@@ -35,7 +35,7 @@ void dcp_layer_norm(float *y, const float *x, const float *gain, const float *bi
 }
 
 /* x (1 + tanh(a x (1 + b x^2))) / 2 = x / (1 + e^(-2 a x (1 + b x^2))) */
-CLONES static void gelu_new(float *y, const float *x, size_t n)
+KERNEL(static, gelu_new, (float *y, const float *x, size_t n), (y, x, n))
 {
     for (size_t i = 0; i < n; i++)
         y[i] = x[i] / (1 + exp_(-0x1.988454p+0f * x[i] * (1 + 0.044715f * x[i] * x[i])));

@@ -72,8 +72,40 @@ size_t threads_for(size_t operations, size_t threads)
     return operations < 1 << 18 ? 1 : dcp_threads(threads);
 }
 
+int simd_level;
+static const char *const level_names[] = {"baseline", "avx2", "avx512f"};
+
+/* The best instruction set that the kernels are compiled for and the processor has. */
+static int best_level(void)
+{
+#ifdef AVX512
+    const int avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") &&
+                     __builtin_cpu_supports("bmi2");
+    const int avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return !avx2 ? 0 : !avx512 ? 1 : 2;
+#else
+    return 0;
+#endif
+}
+
+/* Called when the extension, or the program, is loaded. */
+__attribute__((constructor)) static void choose_best(void)
+{
+    simd_level = best_level();
+}
+
 const char *dcp_simd_level(void)
 {
-    static const char *const level[] = {"baseline", "avx2", "avx512f"};
-    return level[SIMD_LEVEL];
+    return level_names[simd_level];
+}
+
+int dcp_simd_choose(const char *level)
+{
+    for (int i = 0; i <= best_level(); i++)
+        if (strcmp(level, level_names[i]) == 0) {
+            simd_level = i;
+            return DCP_OK;
+        }
+    return DCP_EINVAL;
 }

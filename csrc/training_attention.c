@@ -1,7 +1,7 @@
 /* training_attention.c - attention over a whole sequence, forward and backward: the twin of dcp_ref/attention.py.
  *
  * Queries go in groups of 32, one a lane. All arrays are transposed, [key][query], so that each product is
- * multiply_tile (t marks a transposed array):
+ * multiply (t marks a transposed array):
  *
  *     a[key]  = K[key] Qt              p = softmax(a + log I) down the keys         yt[d]  = Vt[d] p
  *     dp[key] = V[key] dYt             da = p (dp - sum_d dY Y)                     dqt[d] = Kt[d] da

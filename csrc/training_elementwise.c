@@ -5,7 +5,7 @@
 #include "training.h"
 
 /* y = x g with g = 1 / (1 + e^(-2 a x (1 + b x^2))); slope, its derivative, = g + x g (1 - g) 2 a (1 + 3 b x^2). */
-CLONES static void gelu_new_slope(float *y, float *slope, const float *x, size_t n)
+KERNEL(static, gelu_new_slope, (float *y, float *slope, const float *x, size_t n), (y, slope, x, n))
 {
     const float twice_a = 0x1.988454p+0f, b = 0.044715f;
     for (size_t i = 0; i < n; i++) {
@@ -45,7 +45,7 @@ INLINE float largest_of(const float *x, size_t n)
 }
 
 /* dcp_exp_rows for one row. */
-CLONES static void exp_row(float *e, float *largest, float *whole, const float *x, size_t n)
+KERNEL(static, exp_row, (float *e, float *largest, float *whole, const float *x, size_t n), (e, largest, whole, x, n))
 {
     lanes sum = {0};
     size_t i = 0;

@@ -2,7 +2,8 @@
 
 #include "training_lanes.h"
 
-CLONES void transpose(float *transposed, const float *x, size_t stride, size_t n, size_t D)
+KERNEL(extern, transpose, (float *transposed, const float *x, size_t stride, size_t n, size_t D),
+       (transposed, x, stride, n, D))
 {
     for (size_t d = 0; d < D; d++)
         for (size_t i = 0; i < n; i++)
@@ -15,7 +16,8 @@ void gather_rows(float *rows, const float *x, size_t stride, const uint32_t *liv
         memcpy(rows + i * D, x + live[i] * stride, D * sizeof *rows);
 }
 
-CLONES void gather_columns(float *columns, const float *transposed, size_t T, const uint32_t *live, size_t N, size_t D)
+KERNEL(extern, gather_columns, (float *columns, const float *transposed, size_t T, const uint32_t *live, size_t N,
+                                size_t D), (columns, transposed, T, live, N, D))
 {
     for (size_t d = 0; d < D; d++)
         for (size_t i = 0; i < N; i++)
@@ -35,15 +37,12 @@ void load_rows(lanes *transposed, const float *x, size_t stride, float factor, s
 
 void multiply_rows(lanes *y, const float *x, size_t stride, const lanes *panel, size_t n, size_t rows)
 {
-    for (size_t row = 0, count; row < rows; row += count) {
-        count = tile_rows(rows - row);
-        multiply_tile(y + row, x + row * stride, stride, panel, n, DCP_FLOAT32, count);
-    }
+    multiply(y, x, stride, panel, n, DCP_FLOAT32, rows);
 }
 
 /* dx[live[r]] += the first `width` numbers of sum[r]. */
-CLONES static void add_to_rows(float *dx, size_t stride, const tile sum, const uint32_t *live, size_t rows,
-                               size_t width)
+KERNEL(static, add_to_rows, (float *dx, size_t stride, const tile sum, const uint32_t *live, size_t rows, size_t width),
+       (dx, stride, sum, live, rows, width))
 {
     for (size_t r = 0; r < rows; r++)
         for (size_t d = 0; d < width; d++)
@@ -57,12 +56,12 @@ void add_product(float *dx, size_t stride, const lanes *p, const lanes *panels, 
     for (size_t d = 0; d < D; d += DCP_LANES)
         for (size_t key = 0, rows; key < N; key += rows) {
             rows = tile_rows(N - key);
-            multiply_tile(sum, p[key], DCP_LANES, panels + d, DCP_LANES, DCP_FLOAT32, rows);
+            multiply(sum, p[key], DCP_LANES, panels + d, DCP_LANES, DCP_FLOAT32, rows);
             add_to_rows(dx + d, stride, sum, live + key, rows, D - d < DCP_LANES ? D - d : DCP_LANES);
         }
 }
 
-CLONES void softmax_down(lanes *a, const lanes *log_i, float *log_sum, size_t N)
+KERNEL(extern, softmax_down, (lanes *a, const lanes *log_i, float *log_sum, size_t N), (a, log_i, log_sum, N))
 {
     lanes most, sum = {0};
     for (size_t j = 0; j < DCP_LANES; j++)
@@ -86,8 +85,8 @@ CLONES void softmax_down(lanes *a, const lanes *log_i, float *log_sum, size_t N)
             a[key][j] *= sum[j];
 }
 
-CLONES void softmax_down_backward(lanes *a, lanes *da, const lanes *log_i, const float *log_sum, const float *dot,
-                                  size_t N)
+KERNEL(extern, softmax_down_backward, (lanes *a, lanes *da, const lanes *log_i, const float *log_sum, const float *dot,
+                                       size_t N), (a, da, log_i, log_sum, dot, N))
 {
     for (size_t key = 0; key < N; key++)
         for (size_t j = 0; j < DCP_LANES; j++) {

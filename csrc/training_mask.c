@@ -102,8 +102,8 @@ INLINE void gate(lanes log_keep, lanes slope, const lanes s, const float n)
 
 /* dcp_log_mask for up to 32 columns, from `first`, down the queries. Where all gates of a row are saturated, or all its
  * keys gone, no equation is solved. */
-CLONES static void log_mask_columns(float *log_i, float *slope, const float *s, size_t T, size_t first, float n,
-                                    size_t delay)
+KERNEL(static, log_mask_columns, (float *log_i, float *slope, const float *s, size_t T, size_t first, float n,
+                                  size_t delay), (log_i, slope, s, T, first, n, delay))
 {
     const size_t width = T - first < DCP_LANES ? T - first : DCP_LANES;
     lanes sum = {0};
@@ -127,7 +127,8 @@ CLONES static void log_mask_columns(float *log_i, float *slope, const float *s, 
 }
 
 /* dcp_log_mask_backward for up to 32 columns, from `first`, up the queries. */
-CLONES static void log_mask_columns_backward(float *ds, const float *dlog_i, const float *slope, size_t T, size_t first)
+KERNEL(static, log_mask_columns_backward, (float *ds, const float *dlog_i, const float *slope, size_t T, size_t first),
+       (ds, dlog_i, slope, T, first))
 {
     const size_t width = T - first < DCP_LANES ? T - first : DCP_LANES;
     lanes sum = {0};

@@ -32,6 +32,7 @@ ATTEND = "        out, weights = attend(x.q[row], tokens.k, tokens.v, self.confi
 INTERACTION = "dcp_ref/interaction.py"
 CACHES = ("tests/runtime/test_cache.py", "tests/runtime/test_cache_memory.py", "tests/runtime/test_cache_policies.py")
 KERNELS = ("tests/native/test_kernels.py", "tests/native/test_invariance.py")
+SIMD = ("tests/native/test_simd.py",)
 STORED = ("tests/native/test_native.py", *CACHES, *KERNELS)
 THREADS = ("tests/runtime/test_threads.py", "tests/native/test_invariance.py")
 CACHE, DECODER, LOCK = (f"dcp_ref/runtime/{name}.py" for name in ("cache", "decoder", "lock"))
@@ -45,6 +46,7 @@ STEP_C = "csrc/step.c"
 CACHE_C = "csrc/cache.c"
 SLOTS = "csrc/slots.c"
 LINEAR = "csrc/linear.c"
+TILE = "csrc/tile.h"
 THREADS_C = "csrc/threads.c"
 ATTENTION_C = "csrc/training_attention.c"
 LANES_C = "csrc/training_lanes.c"
@@ -144,15 +146,22 @@ MUTANTS = [
     Mutant("dead slots get weight (C)", ATTEND_C, "? k_scale[j] : 1) : -INFINITY", "? k_scale[j] : 1) : 0"),
     Mutant("int8 values without their scales (C)", ATTEND_C, "? v_scale[j] : 0;", "? 1 : 0;", CACHES),
     Mutant("half floats: ties away from even (C)", ATTEND_C, "0xfff + (bits >> 13 & 1)", "0x1000", STORED),
-    Mutant("half floats are half as large (C)", "csrc/common.h", "number * 0x1p112f", "number * 0x1p111f", STORED),
+    Mutant("half floats are half as large (C)", TILE, "* 0x1p112f", "* 0x1p111f", STORED),
+    Mutant("half floats of an embedding are half as large (C)", "csrc/common.h", "number * 0x1p112f",
+           "number * 0x1p111f", KERNELS),
     Mutant("e^x is never 0 (C)", "csrc/common.h", "return x < low ? 0 : p * power;", "return p * power;",
            ("tests/native/test_native.py",)),
     Mutant("the last panel is written whole (C)", LINEAR, "left = w->n_out - at, width = left < DCP_LANES ? left :",
            "left = w->n_out - at, width = left < DCP_LANES ? left + 1 :", KERNELS),
-    Mutant("rows of 4096 bytes side by side (C)", LINEAR, "y_stride = dcp_stride(w->n_out)",
-           "y_stride = w->n_out", KERNELS),
-    Mutant("two halves of a word change places (C)", "csrc/common.h", "(shared - 1 - k % shared)", "(k % shared)",
-           KERNELS),
+    Mutant("rows of 4096 bytes side by side (C)", LINEAR, "stride = dcp_stride(w->n_out)",
+           "stride = w->n_out", KERNELS),
+    Mutant("two halves of a word change places (C)", TILE, "(shared - 1 - k % shared)", "(k % shared)", KERNELS),
+    Mutant("two halves of a word of an embedding change places (C)", "csrc/common.h", "(shared - 1 - k % shared)",
+           "(k % shared)", KERNELS),
+    Mutant("every piece of a panel is the first (C)", TILE, "(const char *)panel + offset(k, 0, type)",
+           "(const char *)panel", SIMD),
+    Mutant("every block has the rows of the first (C)", LINEAR, "x + row * dcp_stride(w->n_in)", "x", SIMD),
+    Mutant("any instruction set is chosen (C)", THREADS_C, "i <= best_level()", "i <= 2", SIMD),
     Mutant("int8 columns without their scales (C)", LINEAR, "(scale ? scale[at + j] : 1)", "1", KERNELS),
     Mutant("nothing is added (C)", LINEAR, "(add ? add[first + j] : 0)", "0", KERNELS),
     Mutant("threads share their scratch (C)", STEP_C, "(size_t)omp_get_thread_num() *", "(size_t)0 *",

@@ -1,7 +1,10 @@
 """The compiled extension, if it is built, and arrays laid out as C expects them."""
 
+import contextlib
 import importlib
+import os
 import sys
+from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import numpy as np
 from dcp_ref.runtime.precision import STORAGES
 
 NAME = "dcp_ref._native"
+SIMD_LEVELS = ("avx512f", "avx2", "baseline")  # what the kernels are compiled for on x86-64, best first
 HERE = Path(__file__).parent.parent  # where it belongs
 NOT_BUILT = f"the C extension is not built (there is none in {HERE}): install a C compiler, then reinstall"
 
@@ -18,7 +22,8 @@ NOT_BUILT = f"the C extension is not built (there is none in {HERE}): install a 
 def _load() -> tuple[Any, Any, str]:
     """The extension's ffi and lib, and ""; or None twice, and why it cannot be used: the package then runs on NumPy."""
     try:
-        module = importlib.import_module(NAME)
+        with _short_waits():
+            module = importlib.import_module(NAME)
     except ModuleNotFoundError as error:
         if error.name != NAME:
             return None, None, f"the C extension in {HERE} cannot be loaded ({error}): reinstall"
@@ -36,6 +41,23 @@ def _load() -> tuple[Any, Any, str]:
         "run from another directory, or build it here too (python setup.py build_ext --inplace)")
 
 
+@contextlib.contextmanager
+def _short_waits() -> Iterator[None]:
+    """Let threads of OpenMP spin for some 20 microseconds, then sleep: GCC's library reads this when it is loaded.
+
+    Its default is milliseconds. On a processor that other processes use, a thread that spins loses its turn, and the
+    thread that it waits for does not get one. Who sets either variable is obeyed; processes started later see neither.
+    """
+    if "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
+        yield
+        return
+    os.environ["GOMP_SPINCOUNT"] = "1000"
+    try:
+        yield
+    finally:
+        del os.environ["GOMP_SPINCOUNT"]
+
+
 def _elsewhere() -> Path | None:
     """The directory of another copy of the package, later on sys.path, that has the extension."""
     paths = [path for path in sys.path if Path(path).resolve() != HERE.parent.resolve()]
@@ -45,6 +67,21 @@ def _elsewhere() -> Path | None:
 
 
 ffi, lib, why_not = _load()
+
+
+def choose_simd(level: str) -> None:
+    """Let the kernels use this instruction set, one of SIMD_LEVELS, while none of them runs.
+
+    Raises ValueError if the word is unknown, or the processor or the build does not have the instruction set.
+    """
+    if level not in SIMD_LEVELS:
+        raise ValueError(f"DCP_SIMD must be one of {', '.join(SIMD_LEVELS)}, or unset for the best, not {level!r}")
+    if lib.dcp_simd_choose(level.encode()) != lib.DCP_OK:
+        raise ValueError(f"DCP_SIMD={level}: this processor, or this build, does not have it; unset DCP_SIMD")
+
+
+if lib is not None and (chosen := os.environ.get("DCP_SIMD")):
+    choose_simd(chosen)
 
 FLOAT = np.dtype(np.float32)
 STORAGE = {name: code for code, name in enumerate(STORAGES)}  # DCP_FLOAT32, DCP_FLOAT16, DCP_INT8
@@ -61,7 +98,7 @@ def missing() -> str:
 
 
 def simd_level() -> str:
-    """The instruction set that the kernels run with here: "avx512f", "avx2" or "baseline"; "" when not built."""
+    """The instruction set of the kernels, the best that is here unless DCP_SIMD names another; "" when not built."""
     return ffi.string(lib.dcp_simd_level()).decode() if available() else ""
 
 

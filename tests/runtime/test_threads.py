@@ -58,6 +58,20 @@ def run(code, **environment):
 
 
 @linux
+@pytest.mark.parametrize(("told", "count"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"),
+                                             ({"OMP_WAIT_POLICY": "passive"}, "0")])
+def test_how_long_a_waiting_thread_spins(told, count, monkeypatch):
+    """As GCC's OpenMP shows it; and nothing stays in the environment."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    code = "import os; os.dup2(1, 2); before = dict(os.environ); import dcp_ref.native; assert os.environ == before"
+    shown = run_python(code, OMP_DISPLAY_ENV="VERBOSE", **told)
+    if "GOMP_SPINCOUNT" not in shown:
+        pytest.skip("not GCC's OpenMP")
+    assert f"GOMP_SPINCOUNT = '{count}'" in shown
+
+
+@linux
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 def test_omp_num_threads(n):
     counted = "print(native.threads(), native.threads(2), native.threads(n), native.threads(99))"

@@ -58,7 +58,7 @@ def run(code, **environment):
 
 
 @linux
-@pytest.mark.parametrize(("told", "count"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"),
+@pytest.mark.parametrize(("told", "count"), [({}, "20000"), ({"GOMP_SPINCOUNT": "7"}, "7"),
                                              ({"OMP_WAIT_POLICY": "passive"}, "0")])
 def test_how_long_a_waiting_thread_spins(told, count, monkeypatch):
     """As GCC's OpenMP shows it; and nothing stays in the environment."""

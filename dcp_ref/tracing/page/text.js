@@ -2,18 +2,24 @@
 
 const texts = []; // one for each trace that is shown: { trace, host, chips, arrows }
 
+// Two traces stand in their order, A before B, whichever of them is explained.
 function buildTexts() {
   texts.length = 0;
   const beside = traces.length > 1 && view.show !== "one";
-  const shown = beside ? [front(), traces[1 - view.front]] : [front()];
-  $("texts").replaceChildren(...shown.map(buildText));
+  $("texts").replaceChildren(...(beside ? traces : [front()]).map(buildText));
   $("texts").classList.toggle("two", beside);
 }
 
 function buildText(trace, n) {
-  const chips = trace.texts.map((text, j) => html("span", {
-    class: "token", role: "option", "aria-selected": "false", id: n ? `other-${j}` : `token-${j}`, "data-j": j,
-  }, visible(text.startsWith(" ") && text.trim() ? text.slice(1) : text)));
+  const chips = trace.texts.map((text, j) => {
+    const shown = visible(text.startsWith(" ") && text.trim() ? text.slice(1) : text);
+    const chip = html("span", {
+      class: "token", role: "option", "aria-selected": "false", id: n ? `other-${j}` : `token-${j}`, "data-j": j,
+    }, shown);
+    const pad = padding(shown, trace.L);
+    if (pad > 1) chip.style.setProperty("--pad", `${pad}px`);
+    return chip;
+  });
   const list = html("div", {
     class: "tokens", role: "listbox", tabindex: "0",
     "aria-label": `Tokens of ${trace.model}, ${trace.policy}: up and down point at a token, Enter locks it`,
@@ -26,31 +32,33 @@ function buildText(trace, n) {
   });
   const arrows = svg("svg", { class: "arrows", "aria-hidden": "true" });
   const host = html("div", { class: "text-scroll" }, list, arrows);
-  const label = traces.length > 1
-    ? [html("h3", {}, `${n ? "B" : "A"}: ${title(trace)}`)] : [];
-  const pane = { trace, host, list, chips, arrows, drawn: [] };
+  const which = traces.indexOf(trace), pane = { trace, host, list, chips, arrows, drawn: [], heading: null };
   texts.push(pane);
   const at = (event) => {
     const chip = event.target.closest(".token");
     return chip ? Number(chip.dataset.j) : null;
   };
-  list.addEventListener("pointermove", (event) => event.pointerType !== "touch" && change({ point: at(event) }));
-  list.addEventListener("pointerleave", () => change({ point: null }));
-  list.addEventListener("click", (event) => {
-    const j = at(event);
-    if (j !== null && j < front().T) lockToken(j);
-  });
-  list.addEventListener("keydown", (event) => pointByKeys(event, (by) => {
+  list.addEventListener("pointermove", (event) => event.pointerType !== "touch" && pointAt(at(event), which));
+  list.addEventListener("pointerleave", () => pointAt(null));
+  list.addEventListener("click", (event) => at(event) !== null && lockToken(at(event), which));
+  list.addEventListener("keydown", (event) => pointByKeys(event, which, (by) => {
     return Math.min(Math.max((looked() ?? view.step - by) + by, 0), trace.T - 1);
   }));
-  return html("div", { class: "text-column" }, ...label, host);
+  if (traces.length > 1) pane.heading = html("h3", {}, html("b", {}, letter(trace)), ` ${title(trace)}`);
+  return html("div", { class: "text-column" }, pane.heading, host);
+}
+
+// Pixels at both sides of a short token, so that its bars are wide enough to be told apart.
+function padding(text, L) {
+  const wanted = Math.min(Math.max(3 * L, 12), 30), wide = /^[.,;:'’!|]$/u.test(text) ? 4 : 8 * [...text].length;
+  return (wanted - wide) / 2;
 }
 
 // Up and down point at the next token of an order that the pane knows; Enter locks the one pointed at.
-function pointByKeys(event, next) {
+function pointByKeys(event, which, next) {
   const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
-  if (by) change({ point: next(by) });
-  else if (event.key === "Enter" && looked() !== null) lockToken(looked());
+  if (by) pointAt(next(by), which);
+  else if (event.key === "Enter" && looked() !== null) lockToken(looked(), which);
   else return;
   event.preventDefault();
 }
@@ -86,20 +94,21 @@ function heldKey(trace, layers, j, i) {
 }
 
 function drawText(pane) {
-  const { trace, chips, drawn } = pane;
+  const { trace, chips, drawn } = pane, mine = paired || trace === front(); // whose tokens are locked and found
   const layers = shownLayers(trace, view.layer), step = Math.min(view.step, trace.T - 1);
-  const other = view.show === "differ" && comparable() ? texts.find((each) => each !== pane)?.trace : null;
+  const other = view.show === "differ" ? traces.find((each) => each !== trace) : null;
   for (let j = 0; j < trace.T; j++) {
     const key = j > step ? "later" : heldKey(trace, layers, j, step);
-    const same = other && (j > step || key === heldKey(other, layers, j, step));
-    const found = view.matches.has(j), now = j === step, locked = j === view.lock, point = j === view.point;
-    const state = `${key}${layers.length}${layers[0]}${same ? "s" : ""}${found ? "f" : ""}${now ? "n" : ""}` +
-      `${locked ? "l" : ""}${point ? "p" : ""}`;
+    const same = other && layers.every((l) => trace.end[l * trace.T + j] === other.end[l * trace.T + j]);
+    const found = mine && view.matches.has(j), now = j === step, locked = mine && j === view.lock;
+    const point = j === view.point && (paired || trace === lookedTrace());
+    const state = `${key}${layers.length}${layers[0]}${same ? "s" : ""}${other ? "o" : ""}${found ? "f" : ""}` +
+      `${now ? "n" : ""}${locked ? "l" : ""}${point ? "p" : ""}`;
     if (drawn[j] === state) continue;
     drawn[j] = state;
     const chip = chips[j], held = key === "later" ? 0 : key.split("1").length - 1;
     chip.className = ["token", key === "later" && "later", key !== "later" && !held && "gone", same && "same",
-      found && "found", now && "now", locked && "locked", point && "point",
+      other && !same && "differs", found && "found", now && "now", locked && "locked", point && "point",
       j === trace.prompt_tokens && "generated-first"].filter(Boolean).join(" ");
     chip.style.setProperty("--held", (held / layers.length).toFixed(3));
     if (held) chip.style.setProperty("--bands", bands(key, layers));
@@ -119,12 +128,16 @@ function reveal(pane, j) {
 }
 
 panes.push((changed) => {
-  if (changed.has("front") || changed.has("show")) buildTexts();
+  if (changed.has("show") || (changed.has("front") && view.show === "one") || !texts.length) buildTexts();
   for (const pane of texts) {
+    pane.heading?.classList.toggle("explained", pane.trace === front());
     drawText(pane);
     if (changed.has("step")) reveal(pane, view.step);
-    if (changed.has("lock")) reveal(pane, view.lock);
+    if (changed.has("lock") && (paired || pane.trace === front())) reveal(pane, view.lock);
     drawArrows(pane);
   }
   drawPointed();
+  $("own").checked = view.own;
 });
+
+$("own").addEventListener("change", () => change({ own: $("own").checked }));

@@ -1,6 +1,6 @@
 // Arrows over the text, from the token that drops to the token dropped, in the layer's colour.
-// For the token looked at: solid arrows come in from those that dropped it; where asked for, dashed ones go out to those
-// that it dropped. With no token looked at: what the token read last has dropped, unless there are too many to tell.
+// For the token looked at: solid arrows come in from those that dropped it; where asked for, dashed ones go out to
+// those that it dropped. With no token looked at: what the token read last has dropped, unless that is too much to show.
 
 const CROWD = 12;
 

@@ -63,10 +63,10 @@ function drawDifferences() {
     const layers = shownLayers(a, view.layer), pairs = differences(a, b, layers);
     const inA = pairs.filter(({ more }) => more < 0).length;
     const some = pairs.length > LISTED ? ` The ${LISTED} that differ most are listed.` : "";
-    const all = view.layer === null ? null : html("button", {
-      type: "button", onclick: () => change({ layer: null }) }, swatch(view.layer), `only layer ${view.layer}: show all`);
-    shown.push(html("p", {}, `${pairs.length} of ${a.T * layers.length} lifetimes differ: A holds the token longer in ` +
-      `${inA}, B in ${pairs.length - inA}.${some} `, ...(all ? [all] : [])));
+    const all = () => html("button", { type: "button", onclick: () => change({ layer: null }) },
+      swatch(view.layer), `only layer ${view.layer}: show all`);
+    shown.push(html("p", {}, `${pairs.length} of ${a.T * layers.length} lifetimes differ: A holds the token longer ` +
+      `in ${inA}, B in ${pairs.length - inA}.${some} `, view.layer === null ? null : all()));
     if (pairs.length) shown.push(differenceTable(a, b, pairs));
   }
   $("differences-body").replaceChildren(...shown);
@@ -80,7 +80,7 @@ panes.push((changed) => {
   if (changed.has("front") || changed.has("show")) {
     $("swap").textContent = `${view.show === "one" ? "Show" : "Explain"} ${"BA"[view.front]}`;
     $("compare-note").textContent = view.show === "differ"
-      ? "Framed: tokens that A and B drop at different steps." : `The panes explain ${"AB"[view.front]}.`;
+      ? "With a line above: what A and B drop at different steps." : `The panes explain ${"AB"[view.front]}.`;
   }
   if (changed.has("layer") || changed.has("size")) drawDifferences();
 });

@@ -67,7 +67,9 @@ $("find-text").addEventListener("keydown", (event) => {
   event.preventDefault();
   jump(-1);
 });
-for (const name of ["text", "regex", "kind", "least", "most"]) $(`find-${name}`).addEventListener("input", () => change(asked()));
+for (const name of ["text", "regex", "kind", "least", "most"]) {
+  $(`find-${name}`).addEventListener("input", () => change(asked()));
+}
 
 panes.push((changed) => {
   if (changed.has("front")) {

@@ -25,6 +25,11 @@ function buildHeader() {
   $("step").max = trace.T - 1;
 }
 
+// Headings say which of two traces they are of.
+function nameTrace(places, trace) {
+  for (const each of places) each.textContent = letter(trace) && ` · ${letter(trace)}`;
+}
+
 // What the legend says is of the layers shown.
 function drawLegend() {
   const layers = shownLayers(front(), view.layer), one = view.layer !== null;
@@ -110,7 +115,7 @@ $("step").addEventListener("input", () => goTo(Number($("step").value)));
 panes.push((changed) => {
   if (changed.has("front")) {
     buildHeader();
-    for (const each of document.querySelectorAll(".which")) each.textContent = letter(front()) && ` of ${letter(front())}`;
+    nameTrace(document.querySelectorAll(".which"), front());
   }
   if (changed.has("front") || changed.has("layer")) drawLegend();
   if (changed.has("front") || changed.has("size")) moveCursor = buildCurve();

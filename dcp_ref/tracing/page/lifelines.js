@@ -34,8 +34,9 @@ function withHeadings(trace, tokens, life) {
 
 // Steps at round numbers, above the rows.
 function drawAxis() {
-  const { T } = front(), { width } = lines, every = [1, 2, 5, 10, 20, 50, 100, 200, 500].find((n) => T / n <= width / 80);
-  const steps = Array.from({ length: Math.ceil(T / (every ?? 1000)) }, (_, n) => n * (every ?? 1000));
+  const { T } = front(), { width } = lines;
+  const every = [1, 2, 5, 10, 20, 50, 100, 200, 500].find((n) => T / n <= width / 80) ?? 1000;
+  const steps = Array.from({ length: Math.ceil(T / every) }, (_, n) => n * every);
   $("axis").replaceChildren(svg("svg", { class: "chart", viewBox: `0 0 ${width} 18`, "aria-hidden": "true" },
     svg("text", { x: 8, y: 13 }, "step"), ...steps.map((i) => svg("g", { class: "grid" },
       svg("line", { x1: lineX(i), x2: lineX(i), y1: 14, y2: 18 }),

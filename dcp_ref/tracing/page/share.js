@@ -61,7 +61,8 @@ function svgOfText() {
       "stroke-dasharray": dashes });
   });
   for (const head of pane.arrows.querySelectorAll(".head")) {
-    arrows.push(svg("path", { d: head.getAttribute("d"), fill: layerColour(Number(head.dataset.layer), pane.trace.L) }));
+    const fill = layerColour(Number(head.dataset.layer), pane.trace.L);
+    arrows.push(svg("path", { d: head.getAttribute("d"), fill }));
   }
   const said = `${title(pane.trace)}, step ${view.step}. ${$("pointed").textContent}`;
   const picture = svg("svg", { xmlns: SVG, width, height, viewBox: `0 0 ${width} ${height}` }, svg("title", {}, said),

@@ -34,7 +34,7 @@ function lookedTrace() {
   return view.point === null ? front() : traces[view.pointIn ?? view.front];
 }
 
-// " of A" behind a heading where there are two traces.
+// "A" or "B" where there are two traces.
 function letter(trace) {
   return traces.length > 1 ? "AB"[traces.indexOf(trace)] : "";
 }

@@ -27,7 +27,7 @@ const REASONS = ["learned", "inherited", "window", "heavy", "budget", "rule"];
 
 function drawWhy() {
   const trace = lookedTrace(), j = looked(), host = $("why-body");
-  $("why-which").textContent = letter(trace) && ` of ${letter(trace)}`;
+  nameTrace([$("why-which")], trace);
   if (j === null || j >= trace.T) {
     host.replaceChildren(html("p", { class: "empty" },
       "Point at a token in the text to see which token dropped it in each layer. Click it to keep it here, with the " +
@@ -133,8 +133,9 @@ function sums(trace, l, i, j) {
   });
   mark(sorted.by);
   return [html("h3", {}, `What ${quoted(trace, i)} says of it: an exact sum`),
-    html("p", { class: "quiet" }, "The score is the product of two short vectors, q and k, plus beta: a number that the " +
-      "layer learned, the same for all pairs."), sort, barChart([...kept, beta, total], "The score as a sum", chartWidth("why-body"))];
+    html("p", { class: "quiet" }, "The score is the product of two short vectors, q and k, plus beta: a number that " +
+      "the layer learned, the same for all pairs."), sort,
+    barChart([...kept, beta, total], "The score as a sum", chartWidth("why-body"))];
 }
 
 function partsOfScore(trace, l, d) {
@@ -143,7 +144,7 @@ function partsOfScore(trace, l, d) {
   const chart = (numbers, j) => {
     const items = names.map((name, n) => ({ name: partName(name), value: numbers[n] }));
     if (sorted.by === "size") items.sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
-    items.push({ name: "the sum, no beta", value: numbers.reduce((sum, each) => sum + each, 0), strong: true });
+    items.push({ name: "sum without beta", value: numbers.reduce((sum, each) => sum + each, 0), strong: true });
     return [html("h4", {}, `in ${named(trace, j)}`),
       barChart(items, `Parts of the score from ${named(trace, j)}`, chartWidth("why-body"))];
   };

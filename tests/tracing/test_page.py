@@ -120,7 +120,7 @@ def test_a_chip_shows_which_layers_hold_its_token(driver, address, trace):
         gone = {n for n, chip in enumerate(chips) if "gone" in chip.get_attribute("class").split()}
         assert gone == {j for j, n in enumerate(held) if not n}
         bars = driver.execute_script("return [...document.querySelectorAll('.token')].map((c) => "
-                                     "c.style.getPropertyValue('--bands').split('var(--layer').length - 1)")
+                                     "getComputedStyle(c).getPropertyValue('--bands').split('rgb(').length - 1)")
         assert bars == held + [0] * (T - 1 - i)
 
 

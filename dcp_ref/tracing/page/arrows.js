@@ -1,6 +1,6 @@
 // Arrows over the text, from the token that drops to the token dropped, in the layer's colour.
 // For the token looked at: solid arrows come in from those that dropped it; where asked for, dashed ones go out to
-// those that it dropped. With no token looked at: what the token read last has dropped, unless that is too much to show.
+// those that it dropped. With no token looked at: what the token read last has dropped, unless that is too much.
 
 const CROWD = 12;
 
@@ -26,12 +26,6 @@ function arrowsToDraw(trace) {
   return [...came.map((d) => arrow(d, false)), ...made.map((d) => arrow(d, true))];
 }
 
-// Where the middle of a token's upper edge is, in pixels of the text.
-function anchor(pane, j, origin) {
-  const rects = pane.chips[j].getClientRects(), rect = rects[rects.length - 1];
-  return rect ? { x: rect.left - origin.left + rect.width / 2, y: rect.top - origin.top + 1 } : { x: 0, y: 0 };
-}
-
 // A curve that leaves upwards and comes down on the token; each layer a little apart from the others.
 function curve(from, to, n, count) {
   const spread = (n - (count - 1) / 2) * Math.min(4, 14 / count);
@@ -46,20 +40,16 @@ function curve(from, to, n, count) {
 }
 
 function drawArrows(pane) {
-  const { trace, list, arrows } = pane;
+  const { trace, arrows } = pane;
   const wanted = arrowsToDraw(trace).slice(0, 400), incoming = wanted.filter((each) => !each.out).length;
   if (!wanted.length) {
     arrows.replaceChildren();
     return;
   }
-  const size = [list.offsetWidth, list.offsetHeight], origin = list.getBoundingClientRect();
-  const at = new Map(); // all places are read before anything is drawn, so that the text is laid out once
-  for (const { from, to } of wanted) {
-    for (const j of [from, to]) if (!at.has(j)) at.set(j, anchor(pane, j, origin));
-  }
+  const { tokens, size } = placesOf(pane);
   const heads = []; // on top of all lines, so that none hides where another one points
   const drawn = wanted.map((each) => {
-    const line = curve(at.get(each.from), at.get(each.to), each.layer, trace.L);
+    const line = curve(tokens[each.from], tokens[each.to], each.layer, trace.L);
     const head = `M${line.b.x.toFixed(1)} ${(line.b.y + 5).toFixed(1)}l-4 -8h8z`;
     const looks = `${each.later ? " later-arrow" : ""}${each.out ? " out" : ""}`;
     const parts = [

@@ -32,8 +32,10 @@ function buildText(trace, n) {
   });
   const arrows = svg("svg", { class: "arrows", "aria-hidden": "true" });
   const host = html("div", { class: "text-scroll" }, list, arrows);
-  const which = traces.indexOf(trace), pane = { trace, host, list, chips, arrows, drawn: [], heading: null };
+  const which = traces.indexOf(trace);
+  const pane = { trace, host, list, chips, arrows, drawn: [], locked: null, heading: null, places: null, top: 0 };
   texts.push(pane);
+  host.addEventListener("scroll", () => (pane.top = host.scrollTop));
   const at = (event) => {
     const chip = event.target.closest(".token");
     return chip ? Number(chip.dataset.j) : null;
@@ -87,6 +89,20 @@ function bands(key, layers) {
   return bandsOf.get(name);
 }
 
+const patterns = new CSSStyleSheet(); // a class a pattern: tokens that look alike share their style, which is fast
+const classes = new Set();
+document.adoptedStyleSheets = [patterns];
+
+function bandClass(key, layers) {
+  const name = `held-${layers[0]}-${key}`;
+  if (!classes.has(name)) {
+    const share = (key.split("1").length - 1) / layers.length;
+    patterns.insertRule(`.${name} { --bands: ${bands(key, layers)}; --held: ${share.toFixed(3)}; }`);
+    classes.add(name);
+  }
+  return name;
+}
+
 function heldKey(trace, layers, j, i) {
   let key = "";
   for (const l of layers) key += isLive(trace, l, j, i) ? "1" : "0";
@@ -106,15 +122,13 @@ function drawText(pane) {
       `${now ? "n" : ""}${locked ? "l" : ""}${point ? "p" : ""}`;
     if (drawn[j] === state) continue;
     drawn[j] = state;
-    const chip = chips[j], held = key === "later" ? 0 : key.split("1").length - 1;
-    chip.className = ["token", key === "later" && "later", key !== "later" && !held && "gone", same && "same",
-      other && !same && "differs", found && "found", now && "now", locked && "locked", point && "point",
-      j === trace.prompt_tokens && "generated-first"].filter(Boolean).join(" ");
-    chip.style.setProperty("--held", (held / layers.length).toFixed(3));
-    if (held) chip.style.setProperty("--bands", bands(key, layers));
-    else chip.style.removeProperty("--bands");
-    chip.setAttribute("aria-selected", String(locked));
+    const looks = key === "later" ? "later" : key.includes("1") ? bandClass(key, layers) : "gone";
+    chips[j].className = ["token", looks, same && "same", other && !same && "differs", found && "found", now && "now",
+      locked && "locked", point && "point", j === trace.prompt_tokens && "generated-first"].filter(Boolean).join(" ");
   }
+  chips[pane.locked]?.setAttribute("aria-selected", "false");
+  pane.locked = mine && view.lock !== null && view.lock < trace.T ? view.lock : null;
+  chips[pane.locked]?.setAttribute("aria-selected", "true");
   const active = looked() ?? step;
   if (active < trace.T) pane.list.setAttribute("aria-activedescendant", chips[active].id);
 }
@@ -122,14 +136,33 @@ function drawText(pane) {
 // Scrolls the text, and nothing else, so that a token can be seen.
 function reveal(pane, j) {
   if (j === null || j >= pane.trace.T) return;
-  const box = pane.host.getBoundingClientRect(), chip = pane.chips[j].getBoundingClientRect();
-  if (chip.top < box.top + 40) pane.host.scrollTop += chip.top - box.top - 60;
-  else if (chip.bottom > box.bottom - 20) pane.host.scrollTop += chip.bottom - box.bottom + 60;
+  const { tokens, height } = placesOf(pane), { y, bottom } = tokens[j];
+  if (y < pane.top + 40) pane.top = Math.max(y - 60, 0);
+  else if (bottom > pane.top + height - 20) pane.top = bottom - height + 60;
+  else return;
+  pane.host.scrollTop = pane.top;
+}
+
+// Where tokens stand, in pixels of the text: the middle of the upper edge, and the lower edge. Measured once a size, as
+// each measurement makes the browser lay out the page.
+function placesOf(pane) {
+  if (!pane.places) {
+    const origin = pane.list.getBoundingClientRect();
+    const tokens = pane.chips.map((chip) => {
+      const rects = chip.getClientRects(), rect = rects[rects.length - 1] ?? origin;
+      return { x: rect.left - origin.left + rect.width / 2, y: rect.top - origin.top + 1,
+        bottom: rect.bottom - origin.top };
+    });
+    const size = [pane.list.offsetWidth, pane.list.offsetHeight];
+    pane.places = { tokens, size, height: pane.host.clientHeight };
+  }
+  return pane.places;
 }
 
 panes.push((changed) => {
   if (changed.has("show") || (changed.has("front") && view.show === "one") || !texts.length) buildTexts();
   for (const pane of texts) {
+    if (changed.has("size")) pane.places = null;
     pane.heading?.classList.toggle("explained", pane.trace === front());
     drawText(pane);
     if (changed.has("step")) reveal(pane, view.step);

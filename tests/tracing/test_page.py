@@ -532,6 +532,7 @@ next(40);
 @pytest.mark.parametrize(("size", "r"), [((512, 4), 16), ((1024, 12), 64)], ids=["tiny", "gpt2"])
 def test_a_large_trace_works_at_once(driver, tmp_path, size, r, capsys):
     show(driver, written(tmp_path / "page.html", random_trace(*size, seed=0, r=r, plain=True)), "#step=300&lock=7")
+    eventually(lambda: step(driver), 300)  # its script has run
     times = driver.execute_async_script(STEPS)
     assert step(driver) == 341
     with capsys.disabled():  # printed, not asserted: it is the machine's, too

@@ -1,6 +1,6 @@
 // Arrows over the text, from the token that drops to the token dropped, in the layer's colour.
 // For the token looked at: solid arrows come in from those that dropped it; where asked for, dashed ones go out to
-// those that it dropped. With no token looked at: what the token read last has dropped, unless that is too much.
+// those that it dropped. With no token looked at: what the token read last has dropped, unless that is a crowd.
 
 const CROWD = 12;
 
@@ -48,7 +48,7 @@ function drawArrows(pane) {
   }
   const { tokens, size } = placesOf(pane);
   const heads = []; // on top of all lines, so that none hides where another one points
-  const drawn = wanted.map((each) => {
+  const drawn = wanted.map((each, n) => {
     const line = curve(tokens[each.from], tokens[each.to], each.layer, trace.L);
     const head = `M${line.b.x.toFixed(1)} ${(line.b.y + 5).toFixed(1)}l-4 -8h8z`;
     const looks = `${each.later ? " later-arrow" : ""}${each.out ? " out" : ""}`;
@@ -56,7 +56,7 @@ function drawArrows(pane) {
       svg("g", { class: `arrow${looks}`, "data-layer": each.layer, "data-from": each.from, "data-to": each.to },
         svg("path", { class: "halo", d: line.path }), svg("path", { class: "line", d: line.path })),
       svg("path", { class: `head${looks}`, "data-layer": each.layer, d: head }),
-      !each.out && looked() !== null && incoming <= 6 ? arrowLabel(line, each) : null,
+      !each.out && looked() !== null && incoming <= 6 ? arrowLabel(line, each, n - (incoming - 1) / 2) : null,
     ].filter(Boolean);
     for (const part of parts) part.style.setProperty("--colour", `var(--layer-${each.layer})`);
     heads.push(...parts.slice(1));
@@ -67,9 +67,10 @@ function drawArrows(pane) {
   arrows.replaceChildren(...drawn, ...heads);
 }
 
-function arrowLabel(line, { layer }) {
+// The layer's number on its arrow; the numbers of arrows that lie on each other stand `apart`, lest 1 and 3 read as 13.
+function arrowLabel(line, { layer }, apart) {
   const middle = (name) => 0.125 * line.a[name] + 0.375 * line.c1[name] + 0.375 * line.c2[name] + 0.125 * line.b[name];
-  return svg("text", { class: "arrow-label", x: middle("x").toFixed(1), y: (middle("y") + 3).toFixed(1) },
+  return svg("text", { class: "arrow-label", x: (middle("x") + 14 * apart).toFixed(1), y: (middle("y") + 3).toFixed(1) },
     String(layer));
 }
 

@@ -70,8 +70,8 @@ function drawArrows(pane) {
 // The layer's number on its arrow; the numbers of arrows that lie on each other stand `apart`, lest 1 and 3 read as 13.
 function arrowLabel(line, { layer }, apart) {
   const middle = (name) => 0.125 * line.a[name] + 0.375 * line.c1[name] + 0.375 * line.c2[name] + 0.125 * line.b[name];
-  return svg("text", { class: "arrow-label", x: (middle("x") + 14 * apart).toFixed(1), y: (middle("y") + 3).toFixed(1) },
-    String(layer));
+  const x = middle("x") + 14 * apart, y = middle("y") + 3;
+  return svg("text", { class: "arrow-label", x: x.toFixed(1), y: y.toFixed(1) }, String(layer));
 }
 
 // The line under the text says the same in words.

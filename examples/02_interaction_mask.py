@@ -14,6 +14,7 @@ from dcp_ref.block import block_params
 from dcp_ref.interaction import log_mask, scores
 from dcp_ref.layers import embedding, layer_norm
 
+ALPHA = math.inf  # or 1 to 8: the gate then is soft, as in training
 text = "A transformer is a deep learning model."
 config, params, tokenizer = load("tiny")
 ids = np.array(tokenizer.encode(text))  # [T]
@@ -26,7 +27,7 @@ hidden, _ = embedding(ids, params["wte.weight"], params["wpe.weight"])  # [T, C]
 x, _ = layer_norm(hidden, p["ln_1.weight"], p["ln_1.bias"], config.layer_norm_epsilon)  # [T, C]
 w_q, w_k, beta = p["attn.q_int.weight"], p["attn.k_int.weight"], p["attn.int_bias"]  # [C, r], [C, r], [1]
 s, _ = scores(x, w_q, w_k, beta)  # [T, T]
-log_i, _ = log_mask(s, alpha=math.inf)  # [T, T]: cumulative sum down the columns of log keep
+log_i, _ = log_mask(s, ALPHA)  # [T, T]: cumulative sum down the columns of log keep
 mask = np.exp(log_i)  # [T, T]: I, here 0 or 1
 
 print(f'"{text}"\nx {x.shape}, W_q_int {w_q.shape}, beta {beta[0]:.2f} -> s {s.shape}, I {mask.shape}\n')
@@ -36,7 +37,7 @@ for i in range(T):
     print(labels[i] + "".join(f"{s[i, j]:+7.2f}" for j in range(i)))
 
 # All layers: `forward` does the same in each of them.
-interaction = forward(params, ids[None], config).interaction[:, 0]  # [L, T, T]
+interaction = forward(params, ids[None], config, ALPHA).interaction[:, 0]  # [L, T, T]
 kept_before = np.concatenate([np.ones((L, 1, T)), interaction[:, :-1]], axis=1)  # [L, T, T]: I one token earlier
 drops_now = (kept_before == 1) & (interaction == 0)  # [L, T, T]
 print("\nI[i, j], every layer by itself (■ arrives, █ kept, × dropped now, · gone):\n")

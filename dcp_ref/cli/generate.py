@@ -77,7 +77,8 @@ def _held(engine: Engine, rows: list[Row], bytes_before: int) -> tuple[int, int]
     """The tokens that all layers hold (for a row that has ended: held at its end), and the cache's largest size so far.
     """
     stats = engine.stats()
-    return stats.live_tokens + sum(row.live for row in rows), max(bytes_before, stats.bytes_owned)
+    size = max(stats.bytes_owned, *(row.bytes for row in rows))
+    return stats.live_tokens + sum(row.live for row in rows), max(bytes_before, size)
 
 
 class _Output:
@@ -111,6 +112,8 @@ class _Output:
             line = ("{new_tokens} tokens, {tokens_per_second} tokens/s; live {live_tokens} of {seen_tokens} "
                     "tokens seen ({kept:.0%}, {layers} layers together); cache {cache_bytes} bytes")
             streams.say("dcp-ref", line.format(**facts))
+            if any(row.stop_reason == "n_positions" for row in self.rows):
+                streams.say("dcp-ref", "a text ended because the model has no position left")
 
 
 def _facts(engine: Engine, held: tuple[int, int], rows: list[Row], seconds: float) -> dict[str, Any]:

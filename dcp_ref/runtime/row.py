@@ -49,7 +49,7 @@ class Row:
         self.config, self.tokenizer = model.config, model.tokenizer
         self.max_new_tokens, self.rng, self.stop = max_new_tokens, rng, stop
         self.sequence: int | None = None  # the engine's handle, from the first step to the last
-        self.live = 0  # tokens that the layers together held when the row ended
+        self.live = self.bytes = 0  # as the row ended: tokens that all layers held, and the whole cache's bytes
         self.prompt = self.pending = prompt  # pending: tokens to feed next
         self.dropped: list[Any] | None = [] if traced else None  # generation.Dropped, of each step
         self.seen = 0  # tokens fed
@@ -73,7 +73,7 @@ class Row:
         if sequence is not None:
             try:
                 if self.stop_reason is not None:
-                    self.live = int(engine.live_counts([sequence]).sum())
+                    self.live, self.bytes = int(engine.live_counts([sequence]).sum()), engine.stats().bytes_owned
             finally:
                 engine.release(sequence)
 

@@ -210,3 +210,10 @@ def test_without_the_extension(run, monkeypatch, capsys):
     assert err.count("\n") == 2
     assert_refused(run("the", "--backend", "native"), "not built", code=1)
     assert json.loads(call(capsys, "info", "--json")[1])["backend"] == "numpy"
+
+
+def test_a_single_token_takes_memory_and_a_full_context_is_said(run):
+    code, out, _ = run("the", "--max-new-tokens", "1", "--json")
+    assert code == 0 and json.loads(out)["cache_bytes"] > 0
+    code, _, err = run("the", "--max-new-tokens", "9999")
+    assert code == 0 and err.endswith("dcp-ref: a text ended because the model has no position left\n")

@@ -26,8 +26,8 @@ def dense_under(m, policy, ids, threshold):  # [T] -> logits [T, V], live [L, T,
         margins.extend(judged_margins(m.config, s, threshold))
         return s, saved
 
-    def drops(self, i, position, attention):
-        gone = plain_drops(self, i, position, attention)
+    def drops(self, i, position, attention, kept=False):
+        gone = plain_drops(self, i, position, attention, kept)
         candidates = ~self.stays(i, position)
         if gone.any() and not gone[candidates].all():
             margins.append(attention[candidates & ~gone].min() - attention[gone].max())

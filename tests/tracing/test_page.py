@@ -120,7 +120,7 @@ def test_a_chip_shows_which_layers_hold_its_token(driver, address, trace):
         gone = {n for n, chip in enumerate(chips) if "gone" in chip.get_attribute("class").split()}
         assert gone == {j for j, n in enumerate(held) if not n}
         bars = driver.execute_script("return [...document.querySelectorAll('.token')].map((c) => "
-                                     "c.style.getPropertyValue('--bands').split('var(--layer').length - 1)")
+                                     "getComputedStyle(c).getPropertyValue('--bands').split('rgb(').length - 1)")
         assert bars == held + [0] * (T - 1 - i)
 
 
@@ -131,11 +131,31 @@ def test_hovering_draws_an_arrow_from_each_dropper(driver, address, trace):
     j = drop_of(trace, 5)[1]
     ActionChains(driver).move_to_element(find(driver, f"#token-{j}")).perform()
     assert arrows(driver) == {(layer, by, j) for layer, by in drops_of(trace, j)}
-    own = [n for n, by in enumerate(trace["drops"]["dropped_by"]) if by == j]
-    assert len(arrows(driver, ".arrow.out")) == len(own)
+    assert not arrows(driver, ".arrow.out")
     assert "Click the token to lock it" in text(driver, "#why-body")
     ActionChains(driver).move_to_element(find(driver, "h1")).perform()
-    assert all(source == T - 1 for _, source, _ in arrows(driver))
+    assert not arrows(driver)  # at the last step no arrows bury the text
+
+
+def test_dashed_arrows_are_drawn_where_asked_for(driver, address, trace):
+    j = trace["drops"]["dropped_by"][5]
+    show(driver, address, f"#step=3&lock={j}")
+    click(driver, "#own")
+    own = {drop_of(trace, n) for n, by in enumerate(trace["drops"]["dropped_by"]) if by == j}
+    assert arrows(driver, ".arrow.out") == {(layer, by, position) for layer, position, by in own}
+    eventually(lambda: "own=1" in fragment(driver), True)
+
+
+def test_a_chosen_layer_shows_and_names_what_the_last_token_drops(driver, address, trace):
+    layer, j, by = drop_of(trace, 8)
+    show(driver, address, f"#step={by}&layer={layer}")
+    own = {drop_of(trace, n) for n, other in enumerate(trace["drops"]["dropped_by"]) if other == by}
+    assert arrows(driver) == {(at, by, position) for at, position, by in own if at == layer}
+    assert set(re.findall(r"layer (\d)", text(driver, "#pointed"))) == {str(layer)}
+    assert text(driver, "#guide .legend").endswith("later not read yet")
+    assert f"from layer {layer}" in text(driver, "#guide .legend")
+    click(driver, f"#token-{j}")
+    assert set(re.findall(r"layer (\d)", text(driver, "#pointed"))) == {str(layer)}
 
 
 def test_a_click_locks_and_escape_unlocks(driver, address, trace):
@@ -237,24 +257,57 @@ def test_two_traces_side_by_side_what_differs_and_swapped(driver, address_of_two
     assert count(driver, ".text-column") == 2
     ends = [np.array(each["lifetime"]) for each in (trace, other)]
     assert text(driver, "#differences-body p").startswith(f"{(ends[0] != ends[1]).sum()} of {T * L} lifetimes differ")
+    largest = find(driver, "#differences .tall tbody td:last-child").text
+    assert largest.split("+")[1] == str(np.abs(ends[0] - ends[1]).max())
     click(driver, "#compare-choice [data-value='differ']")
-    live = [T - 1 - np.arange(T) < end for end in ends]
-    same = (live[0] == live[1]).all(0)
-    assert count(driver, ".text-column:first-child .token.same") == same.sum()
+    same = (ends[0] == ends[1]).all(0)
+    for column in ("first", "last"):
+        assert count(driver, f".text-column:{column}-child .token.same") == same.sum()
+        assert count(driver, f".text-column:{column}-child .token.differs") == T - same.sum()
     assert "threshold 0" in text(driver, "#facts")
     press(driver, "s")
-    assert "threshold 1.50" in text(driver, "#facts")
+    assert "threshold 1.50" in text(driver, "#facts") and text(driver, "#layers-title") == "Layers · B"
+    assert text(driver, ".text-column:first-child h3").startswith("A ")  # letters stay with their traces
     eventually(lambda: "front=1&show=differ" in fragment(driver), True)
     click(driver, "#compare-choice [data-value='one']")
-    assert count(driver, ".text-column") == 1
+    assert count(driver, ".text-column") == 1 and text(driver, ".text-column h3").startswith("B ")
     click(driver, "#swap")
     assert "threshold 0" in text(driver, "#facts")
+
+
+def test_a_token_of_b_is_explained_in_b(driver, address_of_two):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    address, other = address_of_two
+    layer, j, by = drop_of(other, 4)
+    show(driver, address, f"#step={T - 1}&layer={layer}")
+    chip = find(driver, f"#other-{j}")
+    ActionChains(driver).move_to_element(chip).perform()
+    assert text(driver, "#why-title") == "Why · B" and text(driver, "#layers-title") == "Layers · A"
+    chip.click()
+    titles = [text(driver, f"#{name}-title") for name in ("layers", "what-if", "lifelines", "masks")]
+    assert all(title.endswith(" · B") for title in titles)
+    assert f"(token {by}) dropped" in text(driver, ".headline")
+    assert text(driver, "#pointed").startswith("B: ") and f"(token {by}) (layer {layer})" in text(driver, "#pointed")
+    press(driver, "\ue00c", "s")
+    assert text(driver, "#why-title") in ("Why · A", "Why · B")  # the pointer may still be on the token
+
+
+def test_a_click_on_what_differs_chooses_its_layer(driver, address_of_two):
+    show(driver, address_of_two[0])
+    click(driver, "#differences .tall tbody tr button")
+    assert text(driver, "#differences-body p button").startswith("only layer ")
+    layers = {each.text for each in driver.find_elements("css selector", "#differences .tall td:nth-child(2)")}
+    assert len(layers) == 1
+    click(driver, "#differences-body p button")
+    assert count(driver, "#differences-body p button") == 0
 
 
 def test_traces_of_different_texts_stand_side_by_side(driver, tmp_path):
     address = written(tmp_path / "page.html", random_trace(20, 2, 0), random_trace(9, 4, 1))
     show(driver, address, "#step=15&layer=1&lock=14")
     assert "cannot be paired" in text(driver, "#differences-body")
+    assert (count(driver, ".token.locked"), count(driver, "#texts .text-column:last-child .token.locked")) == (1, 0)
     assert count(driver, "#compare-choice [data-value='differ']") == 0
     press(driver, "s")
     assert (step(driver), count(driver, ".token.locked")) == (8, 0)
@@ -270,9 +323,10 @@ def test_clicks_on_the_curve_and_the_mask_go_there(driver, address):
     canvas = find(driver, "#large-mask canvas")
     driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
     ActionChains(driver).move_to_element_with_offset(canvas, 0, int(canvas.size["height"] * 0.25)).click().perform()
-    eventually(lambda: fragment(driver).split("=")[0::3], ["#step", str(T // 2)])
-    assert (abs(step(driver) - 3 * T // 4) <= 1, "&layer=2&" in fragment(driver)) == (True, True)
+    eventually(lambda: f"&layer=2&lock={T // 2}&mask=2" in fragment(driver), True)
+    assert abs(step(driver) - 3 * T // 4) <= 1
     click(driver, "#mask-score")
+    eventually(lambda: "&scored=1" in fragment(driver), True)
     press(driver, "\ue00c", "\ue00c")
     assert not find(driver, "#large-mask").is_displayed()
 
@@ -287,6 +341,28 @@ def test_lifelines_sort_and_zoom(driver, address):
     assert count(driver, ".token.locked") == 1
 
 
+def test_lifelines_by_kind_have_headings_and_show_only_what_is_found(driver, address, trace):
+    def rows():
+        return driver.execute_script("return document.querySelector('#rows').scrollHeight") / 60
+
+    show(driver, address, "#step=3&sort=kind")
+    driver.execute_script("document.querySelector('#zoom').value = 60; "
+                          "document.querySelector('#zoom').dispatchEvent(new Event('input'))")
+    assert rows() == T + len(set(trace["kinds"]))
+    find(driver, "#find-kind").send_keys("word")
+    kind = int(find(driver, "#find-kind").get_attribute("value"))
+    assert rows() == trace["kinds"].count(kind) + 1
+    assert f"{trace['kinds'].count(kind)} tokens found" in text(driver, "#rows-shown")
+    eventually(lambda: f"kind={kind}&sort=kind" in fragment(driver), True)
+
+
+def test_lifelines_fit_at_once(driver, address):
+    show(driver, address)
+    widths = driver.execute_script("const rows = document.querySelector('#rows'); "
+                                   "return [rows.scrollWidth, rows.clientWidth, rows.firstElementChild.offsetWidth]")
+    assert len(set(widths)) == 1
+
+
 def test_lifelines_scroll_to_the_locked_token(driver, address):
     def top():
         return driver.execute_script("return document.querySelector('#rows').scrollTop")
@@ -297,11 +373,69 @@ def test_lifelines_scroll_to_the_locked_token(driver, address):
     assert top() == 0
 
 
-def test_what_if_is_shown_where_the_trace_holds_it(driver, address, trace):
+def test_what_if_is_of_the_locked_token(driver, address, trace):
     held = trace["counterfactuals"][0]
     show(driver, address, f"#lock={held['j']}&layer={held['layer']}&step=1")
     assert f"(token {held['i']}) kept" in text(driver, "#what-if-body h3")
+    assert "Had every layer" not in text(driver, "#what-if-body")
+    layer, j, by = drop_of(trace, 9)
+    show(driver, address, f"#lock={j}&layer={layer}&step=1")
+    assert text(driver, "#what-if-body pre") == f"trace.counterfactual({layer}, {by}, {j})"
+    click(driver, "#what-if-body button")
+    assert text(driver, "#what-if-body output") == "Copied the Python."
+    show(driver, address)
     assert "Had every layer kept everything" in text(driver, "#what-if-body")
+    assert text(driver, "#what-if-title") == "What if … had been kept"
+
+
+def test_the_table_of_layers_stays_where_it_is(driver, address, trace):
+    show(driver, address, f"#lock={drop_of(trace, 9)[1]}")
+    places = set()
+    for layer in range(L):
+        click(driver, f"#why-body tbody tr:nth-child({layer + 1}) button")
+        places.add(driver.execute_script("return document.querySelector('#why-body table').getBoundingClientRect().top"
+                                         " - document.querySelector('#why').getBoundingClientRect().top"))
+    assert len(places) == 1
+
+
+def test_a_margin_is_shown_where_it_is_not_the_score(driver, address, address_of_two, trace):
+    for at, said in ((address, False), (f"{address_of_two[0]}", True)):
+        show(driver, at, f"#lock={drop_of(trace)[1]}&front={int(said)}")
+        assert ("margin" in text(driver, "#why-body thead")) == said
+
+
+def test_keys_of_the_search_field_and_of_the_link(driver, address):
+    show(driver, address, "#step=9&lock=3&find=sea")
+    assert find(driver, "#find-text").get_attribute("value") == "sea" and count(driver, ".token.found") > 0
+    press(driver, "/", "\ue00c")
+    assert count(driver, ".token.locked") == 1
+    press(driver, "c")
+    assert text(driver, "#shared").startswith("Copied the address. It leads to the file on this computer")
+    press(driver, "?")
+    assert driver.execute_script("return document.querySelector('#keys').getBoundingClientRect().top < innerHeight")
+
+
+def test_a_search_does_not_move_the_text(driver, address):
+    for width in (1600, 390):
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                               {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False})
+        show(driver, address)
+        top = find(driver, "#texts").location["y"]
+        find(driver, "#find-text").send_keys("sea")
+        assert find(driver, "#texts").location["y"] == top
+    driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_shares_that_differ_read_differently(driver, tmp_path, trace):
+    show(driver, written(tmp_path / "page.html", trace))
+    script = "return [...document.querySelectorAll('#layer-choice small')].map((each) => each.textContent)"
+    life = np.array(trace["lifetime"])
+    life[1], life[2, 0] = life[0], life[0, 0]
+    life[2, 1:] = life[0, 1:]
+    life[2, life[2].argmax()] -= 1
+    show(driver, written(tmp_path / "close.html", trace | {"lifetime": life.tolist()}))
+    shown = driver.execute_script(script)
+    assert shown[0] == shown[1] != shown[2]
 
 
 def test_the_python_runs_what_is_shown(driver, address, trace):
@@ -398,6 +532,7 @@ next(40);
 @pytest.mark.parametrize(("size", "r"), [((512, 4), 16), ((1024, 12), 64)], ids=["tiny", "gpt2"])
 def test_a_large_trace_works_at_once(driver, tmp_path, size, r, capsys):
     show(driver, written(tmp_path / "page.html", random_trace(*size, seed=0, r=r, plain=True)), "#step=300&lock=7")
+    eventually(lambda: step(driver), 300)  # its script has run
     times = driver.execute_async_script(STEPS)
     assert step(driver) == 341
     with capsys.disabled():  # printed, not asserted: it is the machine's, too

@@ -2,10 +2,15 @@
 
 const ROW = 19;
 
+const widths = new Map(); // reading a width makes the browser lay out the page: each is read once a size
+
 // The width of a pane's charts in pixels: drawn at their size, so that letters are as large on a small screen.
 function chartWidth(host) {
-  return Math.min(Math.max($(host).clientWidth, 220), 560);
+  if (!widths.has(host)) widths.set(host, Math.min(Math.max($(host).clientWidth, 220), 560));
+  return widths.get(host);
 }
+
+panes.push((changed) => changed.has("size") && widths.clear());
 
 // Bars with a name at the left and a number at the right; items: { name, value, strong }.
 function barChart(items, label, width) {
@@ -39,9 +44,9 @@ function lineChart(steps, values, { limit = null, marked = null, colour, label, 
   const parts = [
     ...(Number.isFinite(limit) ? [
       svg("line", { class: "limit", x1: left, x2: width - right, y1: y(limit), y2: y(limit) }),
-      svg("text", { x: left - 6, y: y(limit) + 4, "text-anchor": "end" }, number(limit, 1))] : []),
+      svg("text", { x: left - 6, y: y(limit) + 4, "text-anchor": "end" }, number(limit, 2))] : []),
     ...[least, most].filter((v) => !Number.isFinite(limit) || Math.abs(y(v) - y(limit)) > 13)
-      .map((v) => svg("text", { x: left - 6, y: y(v) + 4, "text-anchor": "end" }, number(v, 1))),
+      .map((v) => svg("text", { x: left - 6, y: y(v) + 4, "text-anchor": "end" }, number(v, 2))),
     ...ends.map((i, n) => svg("text", { x: x(i), y: height - 6, "text-anchor": n ? "end" : "start" }, name(i))),
     svg("path", { class: "line", d: `M${points.join("L")}`, stroke: colour }),
     ...(steps.length <= 80 ? steps : [])

@@ -3,6 +3,7 @@
 
 const embedded = JSON.parse(document.getElementById("data").textContent);
 const traces = embedded.traces.map(readTrace);
+const paired = samePlaces(traces); // whether there are two traces of the same tokens and layers
 
 function readTrace(raw) {
   const T = raw.ids.length, L = raw.n_layer, D = raw.drops.layer.length;
@@ -33,6 +34,10 @@ function readTrace(raw) {
     trace.parts = { ...raw.parts, query: floats(query, dtype), key: floats(key, dtype) };
   }
   return trace;
+}
+
+function samePlaces([a, b]) {
+  return b !== undefined && a.T === b.T && a.L === b.L && a.ids.every((id, n) => id === b.ids[n]);
 }
 
 function floats(base64, dtype) {
@@ -117,6 +122,15 @@ function number(x, digits = 3) {
   return (x < 0 ? "−" : "") + text;
 }
 
-function percent(share) {
-  return `${(100 * share).toFixed(share < 0.0995 ? 1 : 0)}%`;
+function percent(share, digits = share < 0.0995 ? 1 : 0) {
+  return `${(100 * share).toFixed(digits)}%`;
+}
+
+// The same of several shares, with a digit or two more where different ones would read alike.
+function percents(shares) {
+  const different = new Set(shares).size;
+  for (const more of [0, 1, 2]) {
+    const shown = shares.map((share) => percent(share, (share < 0.0995 ? 1 : 0) + more));
+    if (new Set(shown).size >= different || more === 2) return shown;
+  }
 }

@@ -50,22 +50,24 @@ function radios(host, choices, onchoose) {
   };
 }
 
-// Layers are ordered, so their colours are a ramp that darkens or lightens steadily: it can be told in grey, too.
-const RAMP = ["0d0887", "41049d", "6a00a8", "8f0da4", "b12a90", "cc4778", "e16462", "f2844b", "fca636",
-  "fcce25", "f0f921"];
-
-function ramp(share) {
-  const at = Math.min(Math.max(share, 0), 1) * (RAMP.length - 1), n = Math.min(Math.floor(at), RAMP.length - 2);
-  const channel = (hex, c) => parseInt(hex.slice(2 * c, 2 * c + 2), 16);
-  const mixed = [0, 1, 2].map((c) => {
-    return Math.round(channel(RAMP[n], c) + (at - n) * (channel(RAMP[n + 1], c) - channel(RAMP[n], c)));
-  });
-  return `rgb(${mixed.join(" ")})`;
+// A colour of OKLCH as rgb(...): equal steps of lightness look equal. Its matrices are those of Björn Ottosson's OKLab.
+function oklch(lightness, chroma, hue) {
+  const a = chroma * Math.cos((hue * Math.PI) / 180), b = chroma * Math.sin((hue * Math.PI) / 180);
+  const l = (lightness + 0.3963377774 * a + 0.2158037573 * b) ** 3;
+  const m = (lightness - 0.1055613458 * a - 0.0638541728 * b) ** 3;
+  const s = (lightness - 0.0894841775 * a - 1.291485548 * b) ** 3;
+  const linear = [
+    4.0767416621 * l - 3.3077115913 * m + 0.2309699292 * s, -1.2684380046 * l + 2.6097574011 * m - 0.3413193965 * s,
+    -0.0041960863 * l - 0.7034186147 * m + 1.707614701 * s,
+  ];
+  const channel = (x) => (x <= 0.0031308 ? 12.92 * x : 1.055 * x ** (1 / 2.4) - 0.055);
+  return `rgb(${linear.map((x) => Math.round(255 * channel(Math.min(Math.max(x, 0), 1)))).join(" ")})`;
 }
 
+// Neighbours differ in lightness, which all eyes tell; the hue goes from blue over red to yellow, layer by layer.
 function layerColour(l, L) {
-  const [from, to] = dark.matches ? [0.42, 1] : [0.02, 0.7];
-  return ramp(from + (to - from) * (L > 1 ? l / (L - 1) : 0.3));
+  const [deep, pale] = dark.matches ? [0.55, 0.86] : [0.4, 0.7];
+  return oklch(l % 2 ? pale : deep, 0.15, 265 + 170 * (L > 1 ? l / (L - 1) : 0));
 }
 
 function setLayerColours(L) {

@@ -13,26 +13,32 @@ function tokensWith(trace, text, isRegex) {
   return found;
 }
 
+// What is asked for, as the fields have it.
+function asked() {
+  const number = (name) => ($(`find-${name}`).value === "" ? null : Number($(`find-${name}`).value));
+  return { find: $("find-text").value, regex: $("find-regex").checked, kind: number("kind"), least: number("least"),
+    most: number("most") };
+}
+
 function find() {
-  const trace = front(), text = $("find-text").value, kind = $("find-kind").value;
-  const least = $("find-least").value, most = $("find-most").value, layers = shownLayers(trace, view.layer);
-  if (!text && !kind && !least && !most) {
+  const trace = front(), { find: text, kind, least, most } = view, layers = shownLayers(trace, view.layer);
+  if (!text && kind === null && least === null && most === null) {
     $("find-count").textContent = "";
     match([]);
     return;
   }
   let holding = null;
   try {
-    holding = text ? tokensWith(trace, text, $("find-regex").checked) : null;
+    holding = text ? tokensWith(trace, text, view.regex) : null;
   } catch {
-    $("find-count").textContent = "This is not a regex that JavaScript knows.";
+    $("find-count").textContent = "not a regex";
     match([]);
     return;
   }
   const life = (j) => Math.max(...layers.map((l) => trace.lifetime[l][j]));
   const matches = [...Array(trace.T).keys()].filter((j) => (!holding || holding.has(j)) &&
-    (!kind || trace.kinds[j] === Number(kind)) && (!least || life(j) >= Number(least)) &&
-    (!most || life(j) <= Number(most)));
+    (kind === null || trace.kinds[j] === kind) && (least === null || life(j) >= least) &&
+    (most === null || life(j) <= most));
   match(matches);
   const n = matches.length;
   $("find-count").textContent = n ? `${n} of ${trace.T} tokens` : "no token";
@@ -47,7 +53,7 @@ function jump(by) {
   const matches = [...view.matches].sort((a, b) => a - b), at = view.lock ?? -1;
   if (!matches.length) return;
   const next = by > 0 ? matches.find((j) => j > at) ?? matches[0] : matches.findLast((j) => j < at) ?? matches.at(-1);
-  lockToken(next);
+  lockToken(next, view.front);
   $("find-count").textContent = `${matches.indexOf(next) + 1} of ${matches.length} tokens`;
 }
 
@@ -61,15 +67,20 @@ $("find-text").addEventListener("keydown", (event) => {
   event.preventDefault();
   jump(-1);
 });
-for (const name of ["text", "regex", "kind", "least", "most"]) $(`find-${name}`).addEventListener("input", find);
+for (const name of ["text", "regex", "kind", "least", "most"]) {
+  $(`find-${name}`).addEventListener("input", () => change(asked()));
+}
 
 panes.push((changed) => {
   if (changed.has("front")) {
     const trace = front(), counts = trace.kind_names.map((_, n) => trace.kinds.filter((kind) => kind === n).length);
-    const chosen = $("find-kind").value;
     $("find-kind").replaceChildren(html("option", { value: "" }, "any kind"),
       ...trace.kind_names.map((name, n) => html("option", { value: n }, `${name} (${counts[n]})`)));
-    $("find-kind").value = chosen;
   }
-  if (changed.has("front") || changed.has("layer")) find();
+  if (!["front", "layer", "find", "regex", "kind", "least", "most"].some((name) => changed.has(name))) return;
+  for (const [id, value] of [["text", view.find], ["kind", view.kind], ["least", view.least], ["most", view.most]]) {
+    if ($(`find-${id}`).value !== String(value ?? "")) $(`find-${id}`).value = value ?? "";
+  }
+  $("find-regex").checked = view.regex;
+  find();
 });

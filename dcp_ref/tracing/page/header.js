@@ -5,7 +5,7 @@ let chooseLayer = () => {};
 function buildHeader() {
   const trace = front();
   const facts = [
-    ["model", trace.model], ["rule", trace.policy],
+    letter(trace) ? ["trace", letter(trace)] : null, ["model", trace.model], ["rule", trace.policy],
     isLearned(trace) ? ["threshold", number(trace.threshold, 2)] : null,
     ["tokens", `${trace.T}${trace.prompt_tokens < trace.T ? ` (${trace.prompt_tokens} of the prompt)` : ""}`],
     ["kept", percent(trace.shareKept.reduce((sum, x) => sum + x, 0) / trace.L)],
@@ -17,17 +17,29 @@ function buildHeader() {
     return html("span", { class: "fact" }, html("span", { class: "quiet" }, name), " ", String(value));
   }));
   setLayerColours(Math.max(...traces.map((each) => each.L)));
-  const choices = trace.shareKept.map((share, l) => {
-    return { value: l, label: [swatch(l), `layer ${l}`, html("small", {}, `${percent(share)} kept`)] };
+  const choices = percents(trace.shareKept).map((share, l) => {
+    return { value: l, label: [swatch(l), `layer ${l}`, html("small", {}, `${share} kept`)] };
   });
   chooseLayer = radios($("layer-choice"), [{ value: null, label: "all layers" }, ...choices],
     (layer) => change({ layer }));
   $("step").max = trace.T - 1;
-  for (const [id, on] of [["sample-held", [...Array(trace.L).keys()]], ["sample-some", [0]]]) {
-    const layers = [...Array(trace.L).keys()], key = layers.map((l) => Number(on.includes(l))).join("");
-    $(id).style.setProperty("--bands", bands(key, layers));
-    $(id).style.setProperty("--held", on.length / trace.L);
+}
+
+// Headings say which of two traces they are of.
+function nameTrace(places, trace) {
+  for (const each of places) each.textContent = letter(trace) && ` · ${letter(trace)}`;
+}
+
+// What the legend says is of the layers shown.
+function drawLegend() {
+  const layers = shownLayers(front(), view.layer), one = view.layer !== null;
+  for (const [id, on] of [["sample-held", layers], ["sample-some", layers.slice(0, 1)]]) {
+    $(id).style.setProperty("--bands", bands(layers.map((l) => Number(on.includes(l))).join(""), layers));
+    $(id).style.setProperty("--held", on.length / layers.length);
   }
+  $("legend-some").hidden = one;
+  $("legend-held").textContent = one ? `by layer ${view.layer}` : "by all layers";
+  $("legend-gone").textContent = one ? `from layer ${view.layer}` : "from all layers";
 }
 
 const CURVE = { height: 190, left: 38, right: 52, top: 12, bottom: 30 };
@@ -101,7 +113,11 @@ $("on").addEventListener("click", () => goTo(view.step + 1));
 $("step").addEventListener("input", () => goTo(Number($("step").value)));
 
 panes.push((changed) => {
-  if (changed.has("front")) buildHeader();
+  if (changed.has("front")) {
+    buildHeader();
+    nameTrace(document.querySelectorAll(".which"), front());
+  }
+  if (changed.has("front") || changed.has("layer")) drawLegend();
   if (changed.has("front") || changed.has("size")) moveCursor = buildCurve();
   if (changed.has("front") || changed.has("layer") || changed.has("size")) {
     chooseLayer(view.layer);

@@ -15,15 +15,19 @@ const keys = {
   a: () => change({ layer: null }),
   s: swap,
   "/": () => $("find-text").focus(),
-  "?": () => ($("keys").open = !$("keys").open),
+  c: copyLink,
+  "?": () => {
+    $("keys").open = !$("keys").open;
+    if ($("keys").open) $("keys").scrollIntoView({ block: "nearest" });
+  },
 };
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
   if (event.key === "Escape") {
     if (typing(event.target)) event.target.blur();
-    if (view.lock === null && masks.large !== null) enlarge(null);
-    change({ lock: null, point: null });
+    else if (view.lock === null) change({ mask: null, point: null });
+    else change({ lock: null, point: null });
     return;
   }
   const { target, key } = event;

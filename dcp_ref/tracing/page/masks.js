@@ -1,7 +1,14 @@
 // Masks: a triangle a layer. Pixel (i, j), i downwards, is coloured where row i saw token j.
-// Each triangle is painted once; a step draws it again as an image, with the crosshair on top.
+// Each triangle is painted once; the crosshair on top is of the style sheet, which reads --row and --column.
 
-const masks = { painted: [], canvases: [], large: null, colours: null };
+const painted = new Map(); // what paintMask gave, by trace, layer, size and whether scored
+dark.addEventListener("change", () => painted.clear());
+
+function maskOf(trace, l, size) {
+  const name = [traces.indexOf(trace), l, size, scoredMasks()].join();
+  if (!painted.has(name)) painted.set(name, paintMask(trace, l, size, scoredMasks()));
+  return painted.get(name);
+}
 
 // The picture of a layer's mask, `size` pixels wide, in the layer's colour or with its scores.
 function paintMask(trace, l, size, scored) {
@@ -34,55 +41,50 @@ function largestMargin(trace, l, n) {
 function buildMasks() {
   const trace = front();
   $("mask-score-label").hidden = !trace.interaction;
-  masks.painted = trace.lifetime.map((_, l) => paintMask(trace, l, 320, scoredMasks()));
-  masks.canvases = trace.lifetime.map(() => html("canvas", { "aria-hidden": "true" }));
-  $("triangles").replaceChildren(...masks.canvases.map((canvas, l) => html("button", {
-    type: "button", class: "triangle", "aria-pressed": "false", "data-layer": l,
-    "aria-label": `Enlarge the mask of layer ${l}: ${percent(trace.shareKept[l])} kept`,
-    onclick: () => enlarge(masks.large === l ? null : l),
-  }, canvas, html("span", {}, swatch(l), `layer ${l}`))));
+  $("mask-score").checked = view.scored;
+  const shares = percents(trace.shareKept), size = $("masks").clientWidth < 400 ? 88 : 132;
+  $("triangles").replaceChildren(...shares.map((share, l) => {
+    const canvas = html("canvas", { "aria-hidden": "true" });
+    drawMask(canvas, maskOf(trace, l, 320), size);
+    return html("button", {
+      type: "button", class: "triangle", "aria-pressed": "false", "data-layer": l,
+      "aria-label": `Enlarge the mask of layer ${l}: ${share} kept`,
+      onclick: () => change({ mask: view.mask === l ? null : l }),
+    }, html("span", { class: "cross" }, canvas), html("span", {}, swatch(l), `layer ${l}`));
+  }));
 }
 
 function scoredMasks() {
-  return $("mask-score").checked && Boolean(front().interaction);
+  return view.scored && Boolean(front().interaction);
 }
 
-function enlarge(l) {
-  masks.large = l;
-  masks.largePainted = l === null ? null : paintMask(front(), l, 1024, scoredMasks());
+function enlarge() {
+  const l = view.mask;
   $("large-mask").hidden = l === null;
   for (const button of $("triangles").children) {
     button.setAttribute("aria-pressed", String(Number(button.dataset.layer) === l));
   }
-  drawMasks();
+  if (l === null) return;
+  drawMask(largeCanvas, maskOf(front(), l, 1024), Math.min($("masks").clientWidth - 34, 640));
+  largeCanvas.setAttribute("aria-label", `The mask of layer ${l}, enlarged`);
 }
 
-function drawMask(canvas, painted, size, width) {
-  const trace = front(), context = cleared(canvas, size, size), unit = size / trace.T;
-  context.imageSmoothingEnabled = painted.width > size;
-  context.drawImage(painted, 0, 0, size, size);
-  const row = Math.min(view.step, trace.T - 1), column = looked();
-  context.fillStyle = cssColour("--ink");
-  context.globalAlpha = 0.6;
-  context.fillRect(0, (row + 0.5) * unit - width / 2, size, width);
-  if (column !== null) context.fillRect((column + 0.5) * unit - width / 2, 0, width, size);
-  context.globalAlpha = 1;
+function drawMask(canvas, image, size) {
+  const context = cleared(canvas, size, size);
+  context.imageSmoothingEnabled = image.width > size;
+  context.drawImage(image, 0, 0, size, size);
 }
 
-function drawMasks() {
-  const small = $("masks").clientWidth < 400 ? 88 : 132;
-  masks.canvases.forEach((canvas, l) => drawMask(canvas, masks.painted[l], small, 1));
-  if (masks.large !== null) {
-    const size = Math.min($("masks").clientWidth - 34, 640);
-    drawMask($("large-mask").querySelector("canvas"), masks.largePainted, size, 1);
-    const canvas = $("large-mask").querySelector("canvas");
-    canvas.setAttribute("aria-label", `The mask of layer ${masks.large}, enlarged`);
-    nameCell(view.step, looked());
-  }
+function drawCrosshairs() {
+  const { T } = front(), column = looked();
+  const share = (n) => ((Math.min(n, T - 1) + 0.5) / T).toFixed(5);
+  $("masks").style.setProperty("--row", share(view.step));
+  $("masks").style.setProperty("--column", column === null ? -1 : share(column)); // -1: out of sight
+  if (view.mask !== null) nameCell(view.step, column);
 }
 
 function nameCell(i, j) {
-  const trace = front(), l = masks.large, caption = $("large-mask").querySelector("figcaption");
+  const trace = front(), l = view.mask, caption = $("large-mask").querySelector("figcaption");
   if (j === null || j > i || i >= trace.T) {
     caption.textContent = `Layer ${l}. Point at a cell to name it; click it to go to that step and token.`;
     return;
@@ -94,7 +96,7 @@ function nameCell(i, j) {
 }
 
 function cellAt(event) {
-  const box = event.currentTarget.getBoundingClientRect(), { T } = front();
+  const box = largeCanvas.getBoundingClientRect(), { T } = front();
   const at = (share) => Math.min(Math.max(Math.floor(share * T), 0), T - 1);
   return { i: at((event.clientY - box.top) / box.height), j: at((event.clientX - box.left) / box.width) };
 }
@@ -102,23 +104,19 @@ function cellAt(event) {
 const largeCanvas = $("large-mask").querySelector("canvas");
 largeCanvas.addEventListener("pointermove", (event) => {
   const { i, j } = cellAt(event);
-  change({ point: j <= i ? j : null });
+  pointAt(j <= i ? j : null);
   nameCell(i, j);
 });
-largeCanvas.addEventListener("pointerleave", () => change({ point: null }));
+largeCanvas.addEventListener("pointerleave", () => pointAt(null));
 largeCanvas.addEventListener("click", (event) => {
   const { i, j } = cellAt(event);
-  if (j <= i) change({ step: i, lock: j, layer: masks.large, point: null });
+  if (j <= i) change({ step: i, lock: j, layer: view.mask, point: null });
 });
-$("mask-score").addEventListener("change", () => {
-  buildMasks();
-  enlarge(masks.large);
-});
+$("mask-score").addEventListener("change", () => change({ scored: $("mask-score").checked }));
 
 panes.push((changed) => {
-  if (changed.has("front")) {
-    buildMasks();
-    enlarge(null);
-  }
-  drawMasks();
+  const anew = ["front", "scored", "size"].some((name) => changed.has(name));
+  if (anew) buildMasks();
+  if (anew || changed.has("mask")) enlarge();
+  drawCrosshairs();
 });

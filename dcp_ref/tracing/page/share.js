@@ -1,5 +1,15 @@
 // Share: the Python that shows this, the address, and the text with its arrows as an SVG file.
 
+// The pair to explain in Python: the locked token, and the one that dropped it or that reads now.
+function pairOf(trace) {
+  const l = explainedLayer(trace, view.lock), d = trace.dropOf[l * trace.T + view.lock];
+  return { l, d, i: d >= 0 ? trace.drops.dropped_by[d] : Math.max(view.step, view.lock + 1), j: view.lock };
+}
+
+function counterfactualOf({ l, i, j }) {
+  return `trace.counterfactual(${l}, ${i}, ${j})`;
+}
+
 function pythonOf(trace) {
   const threshold = Number.isFinite(trace.threshold) ? String(trace.threshold)
     : `float("${trace.threshold < 0 ? "-" : ""}inf")`;
@@ -9,19 +19,16 @@ function pythonOf(trace) {
   ].filter(Boolean);
   const shown = ["import dcp_ref", "", `model = dcp_ref.load(${JSON.stringify(trace.model)})`,
     `ids = [${trace.ids.join(", ")}]`, `trace = dcp_ref.trace(${["model", "ids", ...options].join(", ")})`];
-  const j = view.lock;
-  if (j === null) return [...shown, "print(trace)"].join("\n");
-  const l = explainedLayer(trace, j), d = trace.dropOf[l * trace.T + j];
-  const i = d >= 0 ? trace.drops.dropped_by[d] : Math.max(view.step, j + 1);
-  const pair = `${l}, ${i}, ${j}`;
+  if (view.lock === null) return [...shown, "print(trace)"].join("\n");
+  const pair = pairOf(trace), { l, d, i, j } = pair;
   if (i >= trace.T) return [...shown, "print(trace)"].join("\n");
   const said = `  # layer ${l}: ${named(trace, i)} ${d >= 0 ? "dropped" : "kept"} ${named(trace, j)}`;
-  shown.push((isLearned(trace) ? `print(trace.why(${pair}))` : "print(trace)") + said);
-  if (d >= 0) shown.push(`print(trace.counterfactual(${pair}))  # had it been kept`);
+  shown.push((isLearned(trace) ? `print(trace.why(${l}, ${i}, ${j}))` : "print(trace)") + said);
+  if (d >= 0) shown.push(`print(${counterfactualOf(pair)})  # had it been kept`);
   return shown.join("\n");
 }
 
-async function copy(text, what) {
+async function copy(text, what, said = $("shared")) {
   let copied = true;
   try {
     await navigator.clipboard.writeText(text);
@@ -33,21 +40,30 @@ async function copy(text, what) {
     copied = document.execCommand("copy");
     field.remove();
   }
-  $("shared").textContent = copied ? `Copied ${what}.` : "This browser does not let a page copy.";
+  said.textContent = copied ? `Copied ${what}.` : "This browser does not let a page copy.";
+}
+
+function copyLink() {
+  const more = location.protocol === "file:" ? ". It leads to the file on this computer: send the file with it" : "";
+  copy(location.href.split("#")[0] + address(), `the address${more}`);
 }
 
 // The text as it is shown now: a copy of positions and colours into one drawing that needs no style sheet.
 function svgOfText() {
-  const pane = texts[0], box = pane.list.getBoundingClientRect(), margin = 12;
+  const pane = texts.find((each) => each.trace === front()), box = pane.list.getBoundingClientRect(), margin = 12;
   const width = Math.ceil(box.width) + 2 * margin, height = Math.ceil(box.height) + 2 * margin + 22;
   const style = getComputedStyle(pane.list), found = [];
   for (const chip of pane.chips) found.push(...chipPicture(pane, chip, box));
   const arrows = [...pane.arrows.querySelectorAll(".arrow")].map((group) => {
     const colour = layerColour(Number(group.dataset.layer), pane.trace.L), line = group.querySelector(".line");
     const dashes = group.classList.contains("out") ? "4 3" : null;
-    return svg("g", {}, svg("path", { d: line.getAttribute("d"), fill: "none", stroke: colour, "stroke-width": 1.8,
-      "stroke-dasharray": dashes }), svg("path", { d: group.querySelector(".head").getAttribute("d"), fill: colour }));
+    return svg("path", { d: line.getAttribute("d"), fill: "none", stroke: colour, "stroke-width": 1.8,
+      "stroke-dasharray": dashes });
   });
+  for (const head of pane.arrows.querySelectorAll(".head")) {
+    const fill = layerColour(Number(head.dataset.layer), pane.trace.L);
+    arrows.push(svg("path", { d: head.getAttribute("d"), fill }));
+  }
   const said = `${title(pane.trace)}, step ${view.step}. ${$("pointed").textContent}`;
   const picture = svg("svg", { xmlns: SVG, width, height, viewBox: `0 0 ${width} ${height}` }, svg("title", {}, said),
     svg("rect", { width, height, fill: cssColour("--page") }),
@@ -82,7 +98,7 @@ function save(name, text, type) {
 }
 
 $("copy-python").addEventListener("click", () => copy(pythonOf(front()), "the Python"));
-$("copy-link").addEventListener("click", () => copy(location.href.split("#")[0] + address(), "the address"));
+$("copy-link").addEventListener("click", copyLink);
 $("save-svg").addEventListener("click", () => save(`trace-step-${view.step}.svg`, svgOfText(), "image/svg+xml"));
 $("python").closest("details").addEventListener("toggle", () => ($("python").textContent = pythonOf(front())));
 

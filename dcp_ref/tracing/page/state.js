@@ -1,14 +1,23 @@
 // What is shown now. Panes register a function; `change` calls each with the names of what changed.
 // The address holds the part of it that another person needs to see the same.
 
-const view = {
-  front: 0, // which trace is shown; the other one is beside it
-  step: 0, // the token that was read last
+const START = { // what the address leaves out
   layer: null, // the layer chosen; null is all
   lock: null, // the token that was clicked
-  point: null, // the token under the pointer or the keys
-  matches: new Set(), // tokens found
+  front: 0, // the trace that the panes explain: 0 is A, 1 is B
   show: "both", // of two traces: "one", "both" or "differ"
+  own: false, // whether arrows go to what the token itself dropped
+  find: "", regex: false, kind: null, least: null, most: null, // what is searched for
+  sort: "position", // the order of the lifelines
+  mask: null, // the layer whose mask is enlarged
+  scored: false, // whether masks are coloured by score
+};
+const view = {
+  ...START,
+  step: 0, // the token that was read last
+  point: null, // the token under the pointer or the keys
+  pointIn: null, // in which trace it is; null is the front
+  matches: new Set(), // tokens found
 };
 const panes = [];
 
@@ -16,9 +25,18 @@ function front() {
   return traces[view.front];
 }
 
-// The token to explain: under the pointer, else the locked one.
+// The token to explain: under the pointer, else the locked one. And the trace that it is in.
 function looked() {
   return view.point ?? view.lock;
+}
+
+function lookedTrace() {
+  return view.point === null ? front() : traces[view.pointIn ?? view.front];
+}
+
+// "A" or "B" where there are two traces.
+function letter(trace) {
+  return traces.length > 1 ? "AB"[traces.indexOf(trace)] : "";
 }
 
 function change(patch) {
@@ -26,7 +44,7 @@ function change(patch) {
   if (!changed.size) return;
   Object.assign(view, patch);
   for (const draw of panes) draw(changed);
-  if (!changed.has("point") || changed.size > 1) writeAddressSoon();
+  if ([...changed].some((name) => name === "step" || name in START)) writeAddressSoon();
 }
 
 function drawAll() {
@@ -38,39 +56,52 @@ function goTo(step) {
   change({ step: Math.min(Math.max(step, 0), front().T - 1) });
 }
 
-function lockToken(j, layer = view.layer) {
+// What changes when trace n comes to the front: what it does not have is let go.
+function toFront(n) {
+  const { T, L } = traces[n], inside = (value, most) => (value !== null && value < most ? value : null);
+  return {
+    front: n, step: Math.min(view.step, T - 1), lock: inside(view.lock, T), point: null, pointIn: null,
+    layer: inside(view.layer, L), mask: inside(view.mask, L),
+  };
+}
+
+function pointAt(j, n = null) {
+  change({ point: j, pointIn: n });
+}
+
+function lockToken(j, n = view.pointIn ?? view.front) {
+  change({ ...toFront(n), lock: j });
+}
+
+function explain(j, layer) {
   change({ lock: j, layer, point: null });
 }
 
 function swap() {
-  if (traces.length < 2) return;
-  const next = traces[1 - view.front];
-  const inside = (j) => (j !== null && j < next.T ? j : null);
-  change({
-    front: 1 - view.front, step: Math.min(view.step, next.T - 1), lock: inside(view.lock), point: null,
-    layer: view.layer !== null && view.layer < next.L ? view.layer : null,
-  });
+  if (traces.length > 1) change(toFront(1 - view.front));
 }
 
 function address() {
   const parts = { step: view.step };
-  if (view.layer !== null) parts.layer = view.layer;
-  if (view.lock !== null) parts.lock = view.lock;
-  if (view.front) parts.front = view.front;
-  if (traces.length > 1 && view.show !== "both") parts.show = view.show;
+  for (const [name, value] of Object.entries(START)) {
+    if (view[name] !== value) parts[name] = view[name] === true ? 1 : view[name];
+  }
   return "#" + new URLSearchParams(parts);
 }
 
 function readAddress() {
   const parts = new URLSearchParams(location.hash.slice(1));
-  const whole = (name, most) => {
+  const whole = (name, most = 1e9) => {
     const text = parts.get(name);
     return text !== null && /^\d{1,9}$/.test(text) && Number(text) < most ? Number(text) : null;
   };
-  const shown = whole("front", traces.length) ?? 0, { T, L } = traces[shown];
+  const oneOf = (name, values) => (values.includes(parts.get(name)) ? parts.get(name) : START[name]);
+  const shown = whole("front", traces.length) ?? 0, { T, L, kind_names: kinds } = traces[shown];
   return {
     front: shown, step: whole("step", T) ?? T - 1, layer: whole("layer", L), lock: whole("lock", T),
-    show: ["one", "both", "differ"].includes(parts.get("show")) ? parts.get("show") : "both",
+    show: oneOf("show", shows()), own: whole("own") === 1, find: parts.get("find") ?? "",
+    regex: whole("regex") === 1, kind: whole("kind", kinds.length), least: whole("least"), most: whole("most"),
+    sort: oneOf("sort", ["position", "lifetime", "kind"]), mask: whole("mask", L), scored: whole("scored") === 1,
   };
 }
 

@@ -2,18 +2,24 @@
 
 const texts = []; // one for each trace that is shown: { trace, host, chips, arrows }
 
+// Two traces stand in their order, A before B, whichever of them is explained.
 function buildTexts() {
   texts.length = 0;
   const beside = traces.length > 1 && view.show !== "one";
-  const shown = beside ? [front(), traces[1 - view.front]] : [front()];
-  $("texts").replaceChildren(...shown.map(buildText));
+  $("texts").replaceChildren(...(beside ? traces : [front()]).map(buildText));
   $("texts").classList.toggle("two", beside);
 }
 
 function buildText(trace, n) {
-  const chips = trace.texts.map((text, j) => html("span", {
-    class: "token", role: "option", "aria-selected": "false", id: n ? `other-${j}` : `token-${j}`, "data-j": j,
-  }, visible(text.startsWith(" ") && text.trim() ? text.slice(1) : text)));
+  const chips = trace.texts.map((text, j) => {
+    const shown = visible(text.startsWith(" ") && text.trim() ? text.slice(1) : text);
+    const chip = html("span", {
+      class: "token", role: "option", "aria-selected": "false", id: n ? `other-${j}` : `token-${j}`, "data-j": j,
+    }, shown);
+    const pad = padding(shown, trace.L);
+    if (pad > 1) chip.style.setProperty("--pad", `${pad}px`);
+    return chip;
+  });
   const list = html("div", {
     class: "tokens", role: "listbox", tabindex: "0",
     "aria-label": `Tokens of ${trace.model}, ${trace.policy}: up and down point at a token, Enter locks it`,
@@ -26,31 +32,35 @@ function buildText(trace, n) {
   });
   const arrows = svg("svg", { class: "arrows", "aria-hidden": "true" });
   const host = html("div", { class: "text-scroll" }, list, arrows);
-  const label = traces.length > 1
-    ? [html("h3", {}, `${n ? "B" : "A"}: ${title(trace)}`)] : [];
-  const pane = { trace, host, list, chips, arrows, drawn: [] };
+  const which = traces.indexOf(trace);
+  const pane = { trace, host, list, chips, arrows, drawn: [], locked: null, heading: null, places: null, top: 0 };
   texts.push(pane);
+  host.addEventListener("scroll", () => (pane.top = host.scrollTop));
   const at = (event) => {
     const chip = event.target.closest(".token");
     return chip ? Number(chip.dataset.j) : null;
   };
-  list.addEventListener("pointermove", (event) => event.pointerType !== "touch" && change({ point: at(event) }));
-  list.addEventListener("pointerleave", () => change({ point: null }));
-  list.addEventListener("click", (event) => {
-    const j = at(event);
-    if (j !== null && j < front().T) lockToken(j);
-  });
-  list.addEventListener("keydown", (event) => pointByKeys(event, (by) => {
+  list.addEventListener("pointermove", (event) => event.pointerType !== "touch" && pointAt(at(event), which));
+  list.addEventListener("pointerleave", () => pointAt(null));
+  list.addEventListener("click", (event) => at(event) !== null && lockToken(at(event), which));
+  list.addEventListener("keydown", (event) => pointByKeys(event, which, (by) => {
     return Math.min(Math.max((looked() ?? view.step - by) + by, 0), trace.T - 1);
   }));
-  return html("div", { class: "text-column" }, ...label, host);
+  if (traces.length > 1) pane.heading = html("h3", {}, html("b", {}, letter(trace)), ` ${title(trace)}`);
+  return html("div", { class: "text-column" }, pane.heading, host);
+}
+
+// Pixels at both sides of a short token, so that its bars are wide enough to be told apart.
+function padding(text, L) {
+  const wanted = Math.min(Math.max(3 * L, 12), 30), wide = /^[.,;:'’!|]$/u.test(text) ? 4 : 8 * [...text].length;
+  return (wanted - wide) / 2;
 }
 
 // Up and down point at the next token of an order that the pane knows; Enter locks the one pointed at.
-function pointByKeys(event, next) {
+function pointByKeys(event, which, next) {
   const by = { ArrowUp: -1, ArrowDown: 1 }[event.key];
-  if (by) change({ point: next(by) });
-  else if (event.key === "Enter" && looked() !== null) lockToken(looked());
+  if (by) pointAt(next(by), which);
+  else if (event.key === "Enter" && looked() !== null) lockToken(looked(), which);
   else return;
   event.preventDefault();
 }
@@ -79,6 +89,20 @@ function bands(key, layers) {
   return bandsOf.get(name);
 }
 
+const patterns = new CSSStyleSheet(); // a class a pattern: tokens that look alike share their style, which is fast
+const classes = new Set();
+document.adoptedStyleSheets = [patterns];
+
+function bandClass(key, layers) {
+  const name = `held-${layers[0]}-${key}`;
+  if (!classes.has(name)) {
+    const share = (key.split("1").length - 1) / layers.length;
+    patterns.insertRule(`.${name} { --bands: ${bands(key, layers)}; --held: ${share.toFixed(3)}; }`);
+    classes.add(name);
+  }
+  return name;
+}
+
 function heldKey(trace, layers, j, i) {
   let key = "";
   for (const l of layers) key += isLive(trace, l, j, i) ? "1" : "0";
@@ -86,26 +110,25 @@ function heldKey(trace, layers, j, i) {
 }
 
 function drawText(pane) {
-  const { trace, chips, drawn } = pane;
+  const { trace, chips, drawn } = pane, mine = paired || trace === front(); // whose tokens are locked and found
   const layers = shownLayers(trace, view.layer), step = Math.min(view.step, trace.T - 1);
-  const other = view.show === "differ" && comparable() ? texts.find((each) => each !== pane)?.trace : null;
+  const other = view.show === "differ" ? traces.find((each) => each !== trace) : null;
   for (let j = 0; j < trace.T; j++) {
     const key = j > step ? "later" : heldKey(trace, layers, j, step);
-    const same = other && (j > step || key === heldKey(other, layers, j, step));
-    const found = view.matches.has(j), now = j === step, locked = j === view.lock, point = j === view.point;
-    const state = `${key}${layers.length}${layers[0]}${same ? "s" : ""}${found ? "f" : ""}${now ? "n" : ""}` +
-      `${locked ? "l" : ""}${point ? "p" : ""}`;
+    const same = other && layers.every((l) => trace.end[l * trace.T + j] === other.end[l * trace.T + j]);
+    const found = mine && view.matches.has(j), now = j === step, locked = mine && j === view.lock;
+    const point = j === view.point && (paired || trace === lookedTrace());
+    const state = `${key}${layers.length}${layers[0]}${same ? "s" : ""}${other ? "o" : ""}${found ? "f" : ""}` +
+      `${now ? "n" : ""}${locked ? "l" : ""}${point ? "p" : ""}`;
     if (drawn[j] === state) continue;
     drawn[j] = state;
-    const chip = chips[j], held = key === "later" ? 0 : key.split("1").length - 1;
-    chip.className = ["token", key === "later" && "later", key !== "later" && !held && "gone", same && "same",
-      found && "found", now && "now", locked && "locked", point && "point",
-      j === trace.prompt_tokens && "generated-first"].filter(Boolean).join(" ");
-    chip.style.setProperty("--held", (held / layers.length).toFixed(3));
-    if (held) chip.style.setProperty("--bands", bands(key, layers));
-    else chip.style.removeProperty("--bands");
-    chip.setAttribute("aria-selected", String(locked));
+    const looks = key === "later" ? "later" : key.includes("1") ? bandClass(key, layers) : "gone";
+    chips[j].className = ["token", looks, same && "same", other && !same && "differs", found && "found", now && "now",
+      locked && "locked", point && "point", j === trace.prompt_tokens && "generated-first"].filter(Boolean).join(" ");
   }
+  chips[pane.locked]?.setAttribute("aria-selected", "false");
+  pane.locked = mine && view.lock !== null && view.lock < trace.T ? view.lock : null;
+  chips[pane.locked]?.setAttribute("aria-selected", "true");
   const active = looked() ?? step;
   if (active < trace.T) pane.list.setAttribute("aria-activedescendant", chips[active].id);
 }
@@ -113,18 +136,41 @@ function drawText(pane) {
 // Scrolls the text, and nothing else, so that a token can be seen.
 function reveal(pane, j) {
   if (j === null || j >= pane.trace.T) return;
-  const box = pane.host.getBoundingClientRect(), chip = pane.chips[j].getBoundingClientRect();
-  if (chip.top < box.top + 40) pane.host.scrollTop += chip.top - box.top - 60;
-  else if (chip.bottom > box.bottom - 20) pane.host.scrollTop += chip.bottom - box.bottom + 60;
+  const { tokens, height } = placesOf(pane), { y, bottom } = tokens[j];
+  if (y < pane.top + 40) pane.top = Math.max(y - 60, 0);
+  else if (bottom > pane.top + height - 20) pane.top = bottom - height + 60;
+  else return;
+  pane.host.scrollTop = pane.top;
+}
+
+// Where tokens stand, in pixels of the text: the middle of the upper edge, and the lower edge. Measured once a size, as
+// each measurement makes the browser lay out the page.
+function placesOf(pane) {
+  if (!pane.places) {
+    const origin = pane.list.getBoundingClientRect();
+    const tokens = pane.chips.map((chip) => {
+      const rects = chip.getClientRects(), rect = rects[rects.length - 1] ?? origin;
+      return { x: rect.left - origin.left + rect.width / 2, y: rect.top - origin.top + 1,
+        bottom: rect.bottom - origin.top };
+    });
+    const size = [pane.list.offsetWidth, pane.list.offsetHeight];
+    pane.places = { tokens, size, height: pane.host.clientHeight };
+  }
+  return pane.places;
 }
 
 panes.push((changed) => {
-  if (changed.has("front") || changed.has("show")) buildTexts();
+  if (changed.has("show") || (changed.has("front") && view.show === "one") || !texts.length) buildTexts();
   for (const pane of texts) {
+    if (changed.has("size")) pane.places = null;
+    pane.heading?.classList.toggle("explained", pane.trace === front());
     drawText(pane);
     if (changed.has("step")) reveal(pane, view.step);
-    if (changed.has("lock")) reveal(pane, view.lock);
+    if (changed.has("lock") && (paired || pane.trace === front())) reveal(pane, view.lock);
     drawArrows(pane);
   }
   drawPointed();
+  $("own").checked = view.own;
 });
+
+$("own").addEventListener("change", () => change({ own: $("own").checked }));

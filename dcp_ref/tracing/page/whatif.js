@@ -1,27 +1,39 @@
-// What if: how the log-probabilities of the tokens that follow would have changed, had a pair been kept. Where the
-// trace holds it.
+// What if: how the log-probabilities of the tokens that follow would have changed, had a drop not been made. Where the
+// file does not hold the answer, the call that works it out.
 
 function drawWhatIf() {
-  const trace = front(), j = view.lock, host = $("what-if-body"), shown = [];
-  const all = trace.counterfactuals ?? [];
-  const ofLayer = (each) => view.layer === null || each.layer === view.layer;
-  const held = all.filter((each) => each.j === j && ofLayer(each));
-  for (const each of held) {
-    shown.push(html("h3", {}, swatch(each.layer),
-      `Had ${named(trace, each.i)} kept ${named(trace, j)} in layer ${each.layer}`),
-    ...changes(trace, each.first + 1, each.delta));
+  const trace = front(), j = view.lock;
+  $("what-if-token").textContent = j === null ? "…" : quoted(trace, j);
+  $("what-if-body").replaceChildren(...(j === null ? ofAll(trace) : ofLocked(trace, pairOf(trace))));
+}
+
+// With no token locked: what the file holds.
+function ofAll(trace) {
+  const all = trace.counterfactuals ?? [], shown = [];
+  if (all.length) {
+    shown.push(html("p", { class: "quiet" }, "The file holds the answer for these drops:"), offered(trace, all));
   }
-  if (!held.length && all.length) shown.push(html("p", { class: "empty" }, j === null
-    ? "Lock one of these tokens to see what keeping it would have changed."
-    : "The trace does not hold this pair. It holds these."), offered(trace, all));
   if (trace.everything) {
     shown.push(html("h3", {}, "Had every layer kept everything"), ...changes(trace, 1, trace.everything));
   }
-  if (!shown.length) {
-    shown.push(html("p", { class: "empty" }, "This trace holds none. In Python, trace.counterfactual(layer, i, j) " +
-      "works it out: “Copy the Python” writes the call."));
-  }
-  host.replaceChildren(...shown);
+  return [...shown, html("p", { class: "quiet" }, "Lock a token to see what keeping that one would have changed.")];
+}
+
+function ofLocked(trace, pair) {
+  const { l, d, i, j } = pair, all = trace.counterfactuals ?? [];
+  const others = all.filter((each) => each.j === j && each.layer !== l);
+  const more = others.length ? [html("p", { class: "quiet" }, "Of this token, the file holds:"), offered(trace, others)]
+    : [];
+  if (d < 0) return [html("p", {}, swatch(l), `Layer ${l} does keep ${named(trace, j)} to the end.`), ...more];
+  const held = all.find((each) => each.layer === l && each.i === i && each.j === j);
+  const heading = html("h3", {}, swatch(l), `Had ${named(trace, i)} kept ${named(trace, j)} in layer ${l}`);
+  if (held) return [heading, ...changes(trace, held.first + 1, held.delta), ...more];
+  const said = html("output", { "aria-live": "polite" });
+  return [heading, html("p", {}, "This file does not hold the answer. In Python, this call works it out:"),
+    html("pre", { tabindex: "0" }, counterfactualOf(pair)),
+    html("div", { class: "bar" }, html("button", {
+      type: "button", onclick: () => copy(pythonOf(trace), "the Python", said),
+    }, "Copy it, with the lines that make the trace"), said), ...more];
 }
 
 function offered(trace, all) {
@@ -38,27 +50,33 @@ function changes(trace, first, delta) {
   const items = by.map((n) => ({ name: `${first + n} ${brief(trace, first + n)}`, value: delta[n] }));
   const better = sum > 0 ? "more" : "less";
   return [
-    html("p", {}, `The ${delta.length} tokens that follow would be ${better} likely: ${number(sum)} nats in all. ` +
-      "Those that change most:"),
-    barChart(items, "Change of the log-probability, in nats", chartWidth("what-if-body")), strip(trace, first, delta),
+    html("p", {}, `The ${delta.length} tokens that follow would be ${better} likely, by ${number(Math.abs(sum))} ` +
+      `nats in all.${delta.length > by.length ? ` The ${by.length} that change most, in the order of the text:` : ""}`),
+    barChart(items, "Change of the log-probability, in nats", chartWidth("what-if-body")),
+    html("h4", {}, "All of them: up is more likely, in nats"), strip(trace, first, delta),
   ];
 }
 
 // All following tokens as thin bars around zero.
 function strip(trace, first, delta) {
-  const width = chartWidth("what-if-body"), height = 64, unit = width / delta.length;
+  const width = chartWidth("what-if-body"), left = 44, middle = 36, half = 30, unit = (width - left) / delta.length;
   const most = delta.reduce((a, b) => Math.max(a, Math.abs(b)), 1e-9);
   const bars = delta.map((value, n) => svg("rect", {
-    class: value < 0 ? "negative" : "positive", x: (n * unit).toFixed(2), width: Math.max(unit - 0.5, 0.5).toFixed(2),
-    y: (32 - Math.max(value, 0) / most * 30).toFixed(2), height: Math.max(Math.abs(value) / most * 30, 0.3).toFixed(2),
+    class: value < 0 ? "negative" : "positive", x: (left + n * unit).toFixed(2),
+    width: Math.max(unit - 0.5, 0.5).toFixed(2), height: Math.max(Math.abs(value) / most * half, 0.3).toFixed(2),
+    y: (middle - Math.max(value, 0) / most * half).toFixed(2),
   }));
+  const scale = [[most, middle - half + 8], [0, middle + 4], [-most, middle + half]].map(([value, y]) => svg("text", {
+    x: left - 6, y, "text-anchor": "end" }, number(value, 2)));
+  const ends = [first, first + delta.length - 1].slice(0, delta.length).map((i, n) => svg("text", {
+    x: n ? width : left, y: middle + half + 18, "text-anchor": n ? "end" : "start" }, `${i} ${brief(trace, i)}`));
   const picture = svg("svg", {
-    viewBox: `0 0 ${width} ${height}`, class: "chart curve", role: "img",
+    viewBox: `0 0 ${width} ${middle + half + 24}`, class: "chart curve", role: "img",
     "aria-label": `Change for each token from ${first} on, at most ${number(most)} nats`,
-  }, svg("line", { class: "zero", x1: 0, x2: width, y1: 32, y2: 32 }), ...bars);
+  }, svg("line", { class: "zero", x1: left, x2: width, y1: middle, y2: middle }), ...bars, ...scale, ...ends);
   picture.addEventListener("click", (event) => {
-    const box = picture.getBoundingClientRect();
-    goTo(first + Math.floor(((event.clientX - box.left) / box.width) * delta.length));
+    const box = picture.getBoundingClientRect(), px = ((event.clientX - box.left) / box.width) * width;
+    goTo(first + Math.max(Math.floor((px - left) / unit), 0));
   });
   return picture;
 }

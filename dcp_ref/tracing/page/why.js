@@ -10,10 +10,6 @@ function explainedLayer(trace, j) {
   return best;
 }
 
-function explain(j, layer) {
-  change({ lock: j, layer, point: null });
-}
-
 function reasonText(trace, d) {
   const { drops } = trace, reason = trace.reasons?.[drops.reason[d]] ?? REASONS[drops.reason[d]];
   const i = drops.dropped_by[d], j = drops.position[d], l = drops.layer[d];
@@ -30,7 +26,8 @@ function reasonText(trace, d) {
 const REASONS = ["learned", "inherited", "window", "heavy", "budget", "rule"];
 
 function drawWhy() {
-  const trace = front(), j = looked(), host = $("why-body");
+  const trace = lookedTrace(), j = looked(), host = $("why-body");
+  nameTrace([$("why-which")], trace);
   if (j === null || j >= trace.T) {
     host.replaceChildren(html("p", { class: "empty" },
       "Point at a token in the text to see which token dropped it in each layer. Click it to keep it here, with the " +
@@ -38,10 +35,14 @@ function drawWhy() {
     return;
   }
   const l = explainedLayer(trace, j), d = trace.dropOf[l * trace.T + j];
-  const parts = [headline(trace, l, j, d), layerTable(trace, l, j)];
-  if (view.lock === j && view.point === null) parts.push(...details(trace, l, j, d));
+  const parts = [html("h3", { class: "one-line" }, named(trace, j)), layerTable(trace, l, j), headline(trace, l, j, d)];
+  if (view.layer === null && d >= 0 && trace.L > 1) {
+    parts.push(html("p", { class: "quiet" }, `Layer ${l} is explained, as it was the first to drop the token. Choose ` +
+      "another in the table."));
+  }
+  if (view.lock === j && trace === front()) parts.push(...details(trace, l, j, d));
   else parts.push(html("p", { class: "quiet" }, "Click the token to lock it, and to see the history of its score."));
-  host.replaceChildren(...parts.filter(Boolean));
+  host.replaceChildren(...parts);
 }
 
 // Whether what is shown depends on the step: a locked token that its layer still holds is judged by the step's token.
@@ -57,33 +58,40 @@ function headline(trace, l, j, d) {
   }
   const i = trace.drops.dropped_by[d];
   return html("p", { class: "headline" }, swatch(l), `In layer ${l}, `, html("b", {}, quoted(trace, i)),
-    ` (token ${i}) dropped `, html("b", {}, quoted(trace, j)), ` (token ${j}). `, reasonText(trace, d));
+    ` (token ${i}) dropped `, html("b", {}, quoted(trace, j)), ` (token ${j}). `,
+    reasonText(trace, d));
 }
 
 function margin(trace, d) {
   return trace.drops.score[d] === null ? null : trace.drops.score[d] - trace.threshold;
 }
 
+// Above the sentence, so that it stays under the pointer that chooses a layer in it. A margin that is the score, as the
+// threshold is 0, is not said twice.
 function layerTable(trace, chosen, j) {
+  const withMargin = isLearned(trace) && trace.threshold !== 0;
   const rows = trace.lifetime.map((_, l) => {
     const d = trace.dropOf[l * trace.T + j], i = d < 0 ? null : trace.drops.dropped_by[d];
     return html("tr", l === chosen ? { class: "chosen" } : {},
       html("th", { scope: "row" }, html("button", {
         type: "button", "aria-label": `Explain layer ${l}`, onclick: () => explain(j, l) }, swatch(l), `layer ${l}`)),
-      ...(d < 0 ? [html("td", { colspan: "4", class: "quiet" }, "held to the end")] : [
+      ...(d < 0 ? [html("td", { colspan: withMargin ? "5" : "4", class: "quiet" }, "held to the end")] : [
         html("td", {}, html("button", {
-          type: "button", class: "link", title: "Go to this step", onclick: () => goTo(i) }, quoted(trace, i))),
-        html("td", { class: "figure" }, `after ${i - j}`),
+          type: "button", class: "link", title: "Go to this step", onclick: () => goTo(i) }, brief(trace, i))),
+        html("td", { class: "figure" }, String(i)),
+        html("td", { class: "figure" }, String(i - j)),
         html("td", { class: "figure" }, number(trace.drops.score[d])),
-        html("td", { class: "figure" }, number(margin(trace, d))),
+        withMargin ? html("td", { class: "figure" }, number(margin(trace, d))) : null,
       ]));
   });
-  const heads = ["", "dropped by", "steps", "score", "margin"];
+  const heads = ["", "dropped by", "at step", "held", "score", ...(withMargin ? ["margin"] : [])];
   return html("div", { class: "table-scroll", tabindex: "0", role: "group", "aria-label": "Who dropped it, by layer" },
     html("table", {}, html("thead", {}, html("tr", {}, ...heads.map((text) => {
-      return text ? html("th", { scope: "col" }, text) : html("td", {});
+      return text ? html("th", { scope: "col", title: MEANINGS[text] }, text) : html("td", {});
     }))), html("tbody", {}, ...rows)));
 }
+
+const MEANINGS = { held: "For how many steps the layer held it", margin: "The score less the threshold" };
 
 function details(trace, l, j, d) {
   const colour = `var(--layer-${l})`, shown = [];
@@ -111,7 +119,7 @@ function details(trace, l, j, d) {
 
 function sums(trace, l, i, j) {
   const items = terms(trace, l, i, j).map((value, n) => ({ name: `q·k, dimension ${n}`, value }));
-  const beta = { name: "beta", value: trace.interaction.beta[l], strong: true };
+  const beta = { name: "beta of the layer", value: trace.interaction.beta[l], strong: true };
   const total = { name: "the sum", value: score(trace, l, i, j), strong: true };
   if (sorted.by === "size") items.sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
   const many = items.length > 24, rest = items.slice(24).reduce((sum, each) => sum + each.value, 0);
@@ -124,7 +132,9 @@ function sums(trace, l, i, j) {
     drawWhy();
   });
   mark(sorted.by);
-  return [html("h3", {}, `What ${quoted(trace, i)} says of it: an exact sum`), sort,
+  return [html("h3", {}, `What ${quoted(trace, i)} says of it: an exact sum`),
+    html("p", { class: "quiet" }, "The score is the product of two short vectors, q and k, plus beta: a number that " +
+      "the layer learned, the same for all pairs."), sort,
     barChart([...kept, beta, total], "The score as a sum", chartWidth("why-body"))];
 }
 
@@ -134,7 +144,8 @@ function partsOfScore(trace, l, d) {
   const chart = (numbers, j) => {
     const items = names.map((name, n) => ({ name: partName(name), value: numbers[n] }));
     if (sorted.by === "size") items.sort((a, b) => Math.abs(b.value) - Math.abs(a.value));
-    return [html("h4", {}, `in ${named(trace, j)}`), 
+    items.push({ name: "sum without beta", value: numbers.reduce((sum, each) => sum + each, 0), strong: true });
+    return [html("h4", {}, `in ${named(trace, j)}`),
       barChart(items, `Parts of the score from ${named(trace, j)}`, chartWidth("why-body"))];
   };
   return [html("h3", {}, "Where in the model the score comes from"),
@@ -150,6 +161,6 @@ function partName(name) {
 }
 
 panes.push((changed) => {
-  if (["front", "layer", "lock", "point", "size"].some((name) => changed.has(name)) ||
+  if (["front", "layer", "lock", "point", "pointIn", "size"].some((name) => changed.has(name)) ||
     (changed.has("step") && judgedByStep())) drawWhy();
 });

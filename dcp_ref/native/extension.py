@@ -45,7 +45,7 @@ def _load() -> tuple[Any, Any, str]:
 def _short_waits() -> Iterator[None]:
     """Let threads of OpenMP spin for about half a millisecond, then sleep: GCC's library reads this when it is loaded.
 
-    Its default is many milliseconds. On a processor that other processes use, a thread that spins loses its turn, and the
+    Its default is much more. On a processor that other processes use, a thread that spins loses its turn, and the
     thread that it waits for does not get one. Who sets either variable is obeyed; processes started later see neither.
     """
     if "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:

@@ -2,7 +2,7 @@
 
 import sys
 
-from dcp_ref.cli import main
+from dcp_ref.cli.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,15 +5,6 @@ each in the file of its name: generate, train, evaluate (with evaluate_sweep), t
 is for standard streams that are closed, full or unread.
 """
 
-import sys
-from collections.abc import Sequence
+from dcp_ref.cli.command import main
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code (command.py)."""
-    try:
-        from dcp_ref.cli.command import main
-    except ValueError as error:  # an environment variable that the package reads as it is imported
-        print(f"dcp-ref: {error}", file=sys.stderr)
-        return 2
-    return main(arguments)
+__all__ = ["main"]

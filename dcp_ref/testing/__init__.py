@@ -3,8 +3,8 @@
 `check_cache` runs it, `parametrize_with_checks` hands its checks to pytest, `skeleton` is a class to begin with;
 docs/testing.md shows all three, docs/specification.md is what is checked. It needs the extra `test`.
 
-Read checks.py (the list), cases.py and drawing.py (histories), definition.py and judging.py (what is right), running.py
-(an author's class). suite.py searches, failures.py and report.py tell. functions.py, given_back.py and shipped.py (the
+Read check_list.py, cases.py and drawing.py (histories), definition.py and judging.py (what is right), running.py (an
+author's class). suite.py searches, failures.py and report.py tell. functions.py, given_back.py and shipped.py (the
 trained model) are the checks that are no search for a history; exporting.py and importing.py are for caches in other
 languages. own.py, slot_cache.py and broken.py are caches that pass and that must not; skeletons.py hands out the
 skeleton_*.py.

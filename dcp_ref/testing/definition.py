@@ -55,12 +55,14 @@ def after(tokens: Tokens, gone: np.ndarray, k: np.ndarray, v: np.ndarray, k_int:
     """The tokens without those that leave, and with the next one, which never drops itself (points 7 and 8)."""
     position = np.append(tokens.position[~gone], tokens.seen)
     k, v, k_int = (np.vstack([old[~gone], new]) for old, new in ((tokens.k, k), (tokens.v, v), (tokens.k_int, k_int)))
-    return Tokens(tokens.seen + 1, position, k, v, k_int, max(tokens.most, len(position)), (*tokens.masks, position))
+    most = max(tokens.most, len(position))
+    return Tokens(tokens.seen + 1, position, k, v, k_int, most, (*tokens.masks, position))
 
 
 def attention(q, k, v, n_head, scale):  # [C], [N, C], [N, C] -> [C]
     """softmax(q k^T scale) v over the live tokens, head by head, in the type of the arrays."""
-    q, k, v = q.reshape(n_head, 1, -1), *(x.reshape(len(x), n_head, -1).swapaxes(0, 1) for x in (k, v))
+    q = q.reshape(n_head, 1, -1)
+    k, v = (x.reshape(len(x), n_head, -1).swapaxes(0, 1) for x in (k, v))  # [H, N, D]
     a = (k * q).sum(-1, dtype=q.dtype) * q.dtype.type(scale)  # [H, N]
     p = np.exp(a - a.max(-1, keepdims=True))
     return (p[..., None] * v).sum(1, dtype=q.dtype).ravel() / np.repeat(p.sum(-1, dtype=q.dtype), q.shape[-1])

@@ -104,7 +104,8 @@ def _history(integer: Integer, focus: Focus, supports: frozenset[str], tokens: i
 
 def _numbers(rng: np.random.Generator, scores: str, L: int, r: int, threshold: float, starts, quiet):  # bool [N] x 2
     """q, k, v [L, N, 8], q_int, k_int [L, N, r], beta [L]: float32. Two decimals, so that they are short to print."""
-    N, beta = len(starts), np.zeros(L)
+    N = len(starts)
+    beta: np.ndarray
     q, k, v = rng.normal(size=(3, L, N, 8)).round(2)
     quiet = quiet | ((np.arange(N) % 2 == 0) & (scores == "alternate"))
     if scores == "real":

@@ -2,8 +2,8 @@
 
 For each case-NNNN there are a .safetensors and a .bin file with the same arrays. The .bin file is for programs
 without a reader of safetensors: for each array of CASE_ARRAYS, in order, an int32 with the number of its elements, then
-the elements, int32 or float32, little-endian, the last axis fastest. Answers are answer-NNNN.safetensors or .bin, in the
-same form, with the arrays of ANSWER_ARRAYS. manifest.json says which cases there are.
+the elements, int32 or float32, little-endian, the last axis fastest. Answers are answer-NNNN.safetensors or .bin, in
+the same form, with the arrays of ANSWER_ARRAYS. manifest.json says which cases there are.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from dcp_ref.policies import learned
 from dcp_ref.runtime.precision import STORAGES
 from dcp_ref.testing import shipped
 from dcp_ref.testing.cases import Case
-from dcp_ref.testing.checks import CHECKS
+from dcp_ref.testing.check_list import CHECKS
 from dcp_ref.testing.drawing import draw
 from dcp_ref.testing.own import OwnNumpy
 from dcp_ref.testing.suite import SPECIFICATION

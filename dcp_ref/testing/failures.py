@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from dcp_ref.testing.cases import FORK, NEW, RELEASE, STEP, Case, calls, options
-from dcp_ref.testing.checks import Check
+from dcp_ref.testing.check_list import Check
 from dcp_ref.testing.judging import Answers, Failure
 
 ROWS, COLUMNS = 6, 24  # of the picture

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 
 from dcp_ref.testing.cases import FORK, NEW, RELEASE, Case, calls
-from dcp_ref.testing.checks import Check
+from dcp_ref.testing.check_list import Check
 from dcp_ref.testing.drawing import draw
 from dcp_ref.testing.running import Author, Walk
 

@@ -14,7 +14,7 @@ from dcp_ref import policies
 from dcp_ref.config import Config
 from dcp_ref.runtime.precision import STORAGES
 from dcp_ref.testing.cases import Case
-from dcp_ref.testing.checks import BY_NAME, Check
+from dcp_ref.testing.check_list import BY_NAME, Check
 from dcp_ref.testing.exporting import ANSWER_ARRAYS, MANIFEST, PAGE, SIZES
 from dcp_ref.testing.failures import describe
 from dcp_ref.testing.judging import Answers, Failure, judge

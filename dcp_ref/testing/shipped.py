@@ -15,7 +15,7 @@ from dcp_ref.runtime import kernels
 from dcp_ref.runtime.decoder import Decoder
 from dcp_ref.runtime.lock import ForkAwareLock
 from dcp_ref.testing.cases import FEED, NEW, STEP, Case
-from dcp_ref.testing.checks import Check
+from dcp_ref.testing.check_list import Check
 from dcp_ref.testing.failures import describe
 from dcp_ref.testing.judging import FLOOR, Answers, Failure, judge
 from dcp_ref.testing.own import OwnNumpy

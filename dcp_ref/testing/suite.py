@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, Phase, strategies
 
 from dcp_ref.testing import functions, given_back, shipped
 from dcp_ref.testing.cases import Case
-from dcp_ref.testing.checks import BY_NAME, CHECKS, Check
+from dcp_ref.testing.check_list import BY_NAME, CHECKS, Check
 from dcp_ref.testing.drawing import draw
 from dcp_ref.testing.failures import describe, save
 from dcp_ref.testing.judging import Answers, Failure, Verdict, judge

@@ -14,7 +14,7 @@ from dcp_ref import policies
 from dcp_ref.config import Config
 from dcp_ref.runtime.precision import STORAGES
 from dcp_ref.testing.cases import Case
-from dcp_ref.testing.check_list import BY_NAME, Check
+from dcp_ref.testing.check_list import ALL, BY_NAME, Check
 from dcp_ref.testing.exporting import ANSWER_ARRAYS, MANIFEST, PAGE, SIZES
 from dcp_ref.testing.failures import describe
 from dcp_ref.testing.judging import Answers, Failure, judge
@@ -42,7 +42,10 @@ def import_answers(directory: str | Path) -> Report:
         check = BY_NAME[entry["check"]]
         new = _judged(directory / entry["name"].replace("case", "answer"), check, case)
         found[check.name] = _both(found[check.name], new) if check.name in found else new
-    return Report(str(directory), tuple(found.values()), seed, version)
+    report = Report(str(directory), tuple(found.values()), seed, version)
+    if report.ok and not all(report.counts[name] for name in ALL):
+        raise ValueError(f"{directory}: so few cases show nothing: export anew, with more --examples")
+    return report
 
 
 def _case(directory: Path, entry: dict[str, Any]) -> Case:

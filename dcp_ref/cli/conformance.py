@@ -42,7 +42,8 @@ def add_options(p: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Check, print the report, and raise RuntimeError for a cache that does not conform."""
-    if (args.target is None) == (args.skeleton is args.export is args.answers is None):
+    other = args.skeleton or args.export or args.answers
+    if (args.target is None) == (other is None):
         raise ValueError("give a class, package.module:Class, or one of --skeleton, --export and --import")
     if args.examples is not None and args.examples < 1:
         raise ValueError(f"--examples must be 1 or more, not {args.examples}")

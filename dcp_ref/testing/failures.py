@@ -92,6 +92,7 @@ def script(check: Check, case: Case, failure: Failure, cls: Any) -> str:
             lines += _step(case, call, layer, learned)
             if last and failure.row >= 0 and layer == failure.layer:
                 return "\n".join([*lines, *_row(failure, call.first), ""])
+        lines += ["cache.poison()"] * callable(getattr(cls, "poison", None))
     if failure.row < 0 and failure.want is not None:
         lines += [f"found = np.asarray(cache.live(s{failure.sequence}, {failure.layer})).tolist()",
                   f"assert found == {failure.want.tolist()}, found"]

@@ -126,6 +126,15 @@ class DoesNotScale(SlotCache):
         return super().scores(page, q_int * np.sqrt(np.float32(len(q_int))), beta)
 
 
+class ScalesByChannels(SlotCache):
+    """q . k is divided by sqrt(C), not by sqrt(D)."""
+
+    meant = "softmax"
+
+    def attend(self, tokens: Layer, layer: int, q: np.ndarray) -> np.ndarray:
+        return super().attend(tokens, layer, q / np.float32(np.sqrt(self.config.n_head)))
+
+
 class StaleSlot(SlotCache):
     """A slot that was used before keeps its old value."""
 

@@ -15,8 +15,8 @@ class Focus(NamedTuple):
     """What the cases of a check look like. A sequence gets at most `pages` pages of tokens.
 
     `scores`: "clear" (exact, never a tie), "ties" (exact), "special" (clear, with NaN and infinities), "own" (only the
-    first token's own score is negative), "low" (all are negative), "alternate" (clear; every second token drops
-    nothing), "real" (no integers; one score is very close).
+    first token's own score is negative), "low" (all are negative), "high" (none is), "alternate" (clear; every second
+    token drops nothing), "real" (no integers; one score is very close).
     `outputs`: which rows' attention is judged: "none", "quiet" (those that drop nothing) or "all".
     """
 

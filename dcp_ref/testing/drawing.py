@@ -118,6 +118,7 @@ def _numbers(rng: np.random.Generator, scores: str, L: int, r: int, threshold: f
     else:  # q_int . k_int / sqrt(r) is an integer; so a score is one too, or lies in the middle between two
         q_int, k_int = rng.integers(-1, 2, size=(2, L, N, r)).astype(float)
         beta = rng.integers(-1, 2, L) + (threshold + 0.5 * (scores != "ties"))
+    quiet = quiet | (scores == "high")
     if scores in ("own", "low"):  # a single product decides
         q_int[:], k_int[:], beta[:] = 0, 0, threshold + 0.5
         k_int[..., 0], q_int[..., 0] = -1, 1

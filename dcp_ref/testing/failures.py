@@ -25,7 +25,7 @@ def describe(check: Check, case: Case, failure: Failure) -> str:
         if not math.isnan(failure.ulps):
             lines.append(f"  s = {failure.score:.9g}, threshold = {case.threshold:g}: {failure.ulps:.3g} units in the "
                          "last place apart")
-        lines += [f"  {line}" for line in picture(failure)]
+        lines += [f"  {line}" for line in picture(failure)] if failure.i >= 0 else []
     elif failure.call >= 0:
         lines.append(f"  call {failure.call} of the history")
     lines.append(f"  docs/specification.md, points {check.points}")

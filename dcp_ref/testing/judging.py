@@ -105,7 +105,9 @@ class _Judge:
             j = int(np.setxor1d(want, found)[0]) if len(np.setxor1d(want, found)) else int(found[0])
             score = float(s[position == j][0]) if j in position else math.nan
             masks = (*tokens.masks, np.append(np.setdiff1d(position, found), i))
-            raise _Different(Failure(_what(j, position, want, found, score, case.threshold), call, j=j, score=score,
+            text = _what(j, position, want, found, score, case.threshold)
+            text += ": the layer before dropped it" * (above is not None and j in want and j not in above)
+            raise _Different(Failure(text, call, j=j, score=score,
                                      ulps=_ulps(score, case.threshold), found=masks, **at))
         live = len(new.position)
         self.counts["drops"] += len(want)

@@ -24,7 +24,7 @@ FAULTS = [  # an edit of the example, and the check that is to refuse it
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     directory = tmp_path_factory.mktemp("exported") / "cases"
-    assert export_cases(directory, examples=12) == 12 * 16 + 1
+    assert export_cases(directory, examples=12) == 12 * 17 + 1
     return directory
 
 

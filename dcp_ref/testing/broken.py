@@ -149,13 +149,12 @@ class StaleSlot(SlotCache):
 
 
 class AttendsToDeadSlots(SlotCache):
-    """Dead slots get the weight 0, and 0 times a NaN is a NaN."""
+    """Slots without a live token get the weight 0, and 0 times a NaN is a NaN."""
 
-    meant = "slots_reused"
+    meant = "softmax"
 
     def attend(self, tokens: Layer, layer: int, q: np.ndarray) -> np.ndarray:
-        out = super().attend(tokens, layer, q)
-        return out + sum(0 * page.v[~page.live].sum() for page in tokens.pages)
+        return super().attend(tokens, layer, q) + sum(0 * page.v[~page.live].sum() for page in tokens.pages)
 
 
 class ScoresInHalf(SlotCache):

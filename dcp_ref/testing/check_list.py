@@ -34,7 +34,7 @@ CHECKS = [
     Check("nan_drops", 2, "5", "the comparison is written as `not s <= threshold`: a NaN must drop", Focus("special")),
     Check("delay", 2, "6", "int_delay is off by one: token i may drop token j only where i - j > int_delay",
           Focus(delay=True), ("decode", "int_delay")),
-    Check("softmax", 2, "9", "attention is wrong before anything was dropped: its scale, its heads or its softmax",
+    Check("softmax", 2, "9, 18", "attention is wrong before anything was dropped: scale, heads, softmax or empty slots",
           Focus("high", outputs="all"), must=()),
     Check("slots_reused", 2, "9, 18", "a slot, or a moved token, has keys and values that do not belong together",
           Focus("alternate", outputs="quiet", calls=10), share=0.5, must=ALL[:2]),

@@ -119,9 +119,11 @@ def _numbers(rng: np.random.Generator, scores: str, L: int, r: int, threshold: f
         q_int, k_int = rng.integers(-1, 2, size=(2, L, N, r)).astype(float)
         beta = rng.integers(-1, 2, L) + (threshold + 0.5 * (scores != "ties"))
     quiet = quiet | (scores == "high")
-    if scores in ("own", "low"):  # a single product decides
+    if scores in ("own", "low", "alternate"):  # a single product decides
         q_int[:], k_int[:], beta[:] = 0, 0, threshold + 0.5
         k_int[..., 0], q_int[..., 0] = -1, 1
+        if scores == "alternate":  # two of three tokens leave at once
+            k_int[..., 0] = rng.choice([-1, -1, 1], size=(L, N))
         if scores == "own":  # later tokens score -1 times -1
             q_int[:, ~starts, 0] = -1
     if scores != "real":

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO, cast
 
 from dcp_ref import __version__
-from dcp_ref.cli import bench, download, evaluate, generate, info, options, streams, trace, train
+from dcp_ref.cli import bench, conformance, download, evaluate, generate, info, options, streams, trace, train
 from dcp_ref.training.signals import Stopped
 
 COMMANDS: dict[str, Any] = {  # modules: HELP is one line, `add_options` adds to a parser, `run` obeys
@@ -16,6 +16,7 @@ COMMANDS: dict[str, Any] = {  # modules: HELP is one line, `add_options` adds to
     "train": train,
     "evaluate": evaluate,
     "trace": trace,
+    "conformance": conformance,
     "download": download,
     "bench": bench,
     "info": info,
@@ -27,6 +28,7 @@ EXAMPLES = """examples:
   dcp-ref train --text book.txt --out pruned --init dense --prune
   dcp-ref evaluate --text book.txt
   dcp-ref trace "The old man looked at the sea"
+  dcp-ref conformance mine:MyCache
   dcp-ref COMMAND --help
 
 Results go to stdout, messages to stderr. The exit code is 0 for success, 1 for a failure during the work, 2 for bad

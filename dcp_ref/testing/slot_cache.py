@@ -1,0 +1,183 @@
+"""A cache with pages and slots, as a kernel has them, in NumPy: what broken.py breaks, one method at a time.
+
+Pages come from a pool that all sequences share. A token takes the first free slot; a drop frees its slot; a page
+without live tokens goes back to the pool. A fork shares pages with its parent until one of them writes.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from dcp_ref.config import Config
+from dcp_ref.policies import Policy
+from dcp_ref.runtime.precision import stored
+
+
+class Page:
+    """Slots for some tokens. A slot is live where `live` says so; what the others hold means nothing."""
+
+    def __init__(self, slots: int, channels: int, rank: int) -> None:
+        self.k, self.v = np.zeros((2, slots, channels), np.float32)
+        self.k_int = np.zeros((slots, rank), np.float32)
+        self.position, self.live = np.zeros(slots, int), np.zeros(slots, bool)
+        self.owners = 1
+
+
+class Layer:
+    """A sequence in one layer: its pages, and how many tokens it has seen."""
+
+    def __init__(self) -> None:
+        self.pages: list[Page] = []
+        self.seen = 0
+
+
+class SlotCache:
+    """A conforming cache. Its methods are small, so that each fault is the change of one."""
+
+    supports = frozenset({"decode", "prompts", "ragged", "fork", "release", "threshold", "int_delay", "float16", "int8",
+                          "propagate_in_depth"})
+    page_slots = 5
+
+    def __init__(self, config: Config, threshold: float, kv: str) -> None:
+        self.config, self.threshold, self.kv = config, threshold, kv
+        self.pool: list[Page] = []
+        self.sequences: dict[int, list[Layer]] = {}
+        self.made = 0  # pages
+
+    @classmethod
+    def make(cls, config: Config, policy: Policy, threshold: float = 0.0, kv: str = "float32") -> "SlotCache":
+        """A new cache for models of this shape."""
+        return cls(config, threshold, kv)
+
+    def new(self) -> int:
+        """The lowest free handle, for a new sequence."""
+        handle = next(n for n in range(len(self.sequences) + 1) if n not in self.sequences)
+        self.sequences[handle] = [Layer() for _ in range(self.config.n_layer)]
+        return handle
+
+    def release(self, handle: int) -> None:
+        """Give the pages of a sequence back."""
+        for layer in self.sequences.pop(handle):
+            for page in layer.pages:
+                self.give_back(page)
+
+    def fork(self, handle: int) -> int:
+        """A sequence of its own with the same tokens."""
+        child = self.new()
+        for old, new in zip(self.sequences[handle], self.sequences[child], strict=True):
+            new.pages, new.seen = list(old.pages), old.seen
+            for page in new.pages:
+                page.owners += 1
+        return child
+
+    def live(self, handle: int, layer: int) -> np.ndarray:
+        """Positions of the live tokens, ascending."""
+        return np.sort(np.concatenate([np.zeros(0, int), *(page.position[page.live] for page in
+                                                           self.sequences[handle][layer].pages)]))
+
+    def bytes_owned(self) -> int:
+        """Pages that sequences own, each of as many bytes as it has slots: all that is compared."""
+        return (self.made - len(self.pool)) * self.page_slots
+
+    def poison(self) -> None:
+        """NaN wherever nothing is live."""
+        pages = [page for sequence in self.sequences.values() for layer in sequence for page in layer.pages]
+        for page in pages + self.pool:
+            for x in (page.k, page.v, page.k_int):
+                x[~page.live] = np.nan
+
+    def step(self, layer: int, batch: list[tuple[int, int]], q, k, v, q_int, k_int, beta: float, inherited):
+        """The rows of each sequence, one token after another."""
+        k, v = (stored(x, self.kv, self.config.n_head) for x in (k, v))
+        out, dropped, row = np.zeros_like(q), [], 0
+        for handle, count in batch:
+            for _ in range(count):
+                tokens = self.sequences[handle][layer]
+                gone = inherited[inherited[:, 0] == row, 1]
+                out[row], left = self.token(tokens, layer, q[row], k[row], v[row], q_int[row], k_int[row], beta, gone)
+                dropped += [(row, position) for position in left]
+                row += 1
+        return out, np.array(dropped, int).reshape(-1, 2)
+
+    def token(self, tokens: Layer, layer: int, q, k, v, q_int, k_int, beta: float, inherited) -> tuple[Any, list[int]]:
+        """Points 3 to 9 of the specification, in order: attention's output, and the positions that left."""
+        left = self.drop(tokens, q_int, beta, inherited)
+        self.insert(tokens, k, v, k_int)
+        return self.attend(tokens, layer, q), left
+
+    def drop(self, tokens: Layer, q_int, beta: float, inherited) -> list[int]:
+        """Free the slots of the tokens that leave."""
+        left: list[int] = []
+        for n, page in enumerate(tokens.pages):
+            gone = page.live & ~self.stays(tokens, page, self.scores(page, q_int, beta), inherited)
+            if gone.any():
+                left += page.position[gone].tolist()
+                tokens.pages[n] = self.writable(page)
+                self.clear(tokens.pages[n], gone)
+        for empty in [page for page in tokens.pages if not page.live.any()]:
+            tokens.pages.remove(empty)
+            self.give_back(empty)
+        return left
+
+    def scores(self, page: Page, q_int, beta: float) -> np.ndarray:  # -> [slots]
+        return page.k_int @ q_int / np.sqrt(np.float32(len(q_int))) + np.float32(beta)
+
+    def stays(self, tokens: Layer, page: Page, s: np.ndarray, inherited) -> np.ndarray:  # [slots] -> bool [slots]
+        safe = tokens.seen - page.position <= self.config.int_delay
+        return ((s > self.threshold) | safe) & ~np.isin(page.position, inherited)
+
+    def clear(self, page: Page, gone: np.ndarray) -> None:
+        page.live[gone] = False
+
+    def insert(self, tokens: Layer, k, v, k_int) -> None:
+        """Put the next token into the first free slot, of a new page where there is none."""
+        n = next((n for n, page in enumerate(tokens.pages) if not page.live.all()), len(tokens.pages))
+        if n == len(tokens.pages):
+            tokens.pages.append(self.new_page(len(k), len(k_int)))
+        tokens.pages[n] = page = self.writable(tokens.pages[n])
+        self.write(page, int(np.argmin(page.live)), self.next_position(tokens), k, v, k_int)
+        tokens.seen += 1
+
+    def next_position(self, tokens: Layer) -> int:
+        return tokens.seen
+
+    def write(self, page: Page, slot: int, position: int, k, v, k_int) -> None:
+        page.k[slot], page.v[slot], page.k_int[slot] = k, v, k_int
+        page.position[slot], page.live[slot] = position, True
+
+    def attend(self, tokens: Layer, layer: int, q: np.ndarray) -> np.ndarray:
+        """softmax(q k^T / sqrt(D)) v over the live slots."""
+        k, v = (np.concatenate([x[page.live] for page in tokens.pages for x in [getattr(page, name)]])
+                for name in ("k", "v"))
+        heads = [x.reshape(len(x), self.config.n_head, -1).swapaxes(0, 1) for x in (q[None], k, v)]
+        a = heads[0] @ heads[1].swapaxes(1, 2) * np.float32(self.config.attention_scale(layer))
+        weights = np.exp(a - a.max(-1, keepdims=True))
+        return (weights / weights.sum(-1, keepdims=True) @ heads[2]).swapaxes(0, 1).ravel()
+
+    def new_page(self, channels: int, rank: int) -> Page:
+        """A page of the pool's, else a new one."""
+        if self.pool:
+            return self.pool.pop()
+        self.made += 1
+        return Page(self.page_slots, channels, rank)
+
+    def writable(self, page: Page) -> Page:
+        """The page itself, or a copy where another sequence has it too."""
+        if page.owners == 1:
+            return page
+        page.owners -= 1
+        copy = self.new_page(page.k.shape[1], page.k_int.shape[1])
+        for name in ("k", "v", "k_int", "position", "live"):
+            getattr(copy, name)[:] = getattr(page, name)
+        return copy
+
+    def give_back(self, page: Page) -> None:
+        """One owner fewer; without one, the page goes to the pool, empty."""
+        page.owners -= 1
+        if not page.owners:
+            self.empty(page)
+            page.owners = 1
+            self.pool.append(page)
+
+    def empty(self, page: Page) -> None:
+        page.live[:] = False

@@ -87,7 +87,7 @@ def _found(trace: "Trace", layer: int | None, i: int | None, j: int | None, chan
 
 
 def _check_dropped(trace: "Trace", layer: int, i: int, j: int) -> None:
-    left, T = j + trace.lifetime[:, j], len(trace.ids)  # [L]
+    left, T = trace.left[:, j], len(trace.ids)  # [L]
     if left[layer] != i:
         did = f"token {left[layer]} did" if left[layer] < T else "no token did"
         raise ValueError(f"in layer {layer}, token {i} did not drop token {j}: {did}")

@@ -41,19 +41,22 @@ def drops_of(trace: "Trace") -> Drops:
         judged = by - position > trace.config.int_delay
         reason[judged & (alone | ~(score > threshold))] = REASONS.index("learned")
     if trace.config.propagate_in_depth:
-        left = np.arange(len(trace.ids)) + trace.lifetime
-        before = left[layer - 1, position]  # what any earlier layer drops, the one just before drops by then, too
+        before = trace.left[layer - 1, position]  # what any earlier layer drops, the one just before drops by then, too
         reason[(layer > 0) & (before == by)] = REASONS.index("inherited")
     with np.errstate(over="ignore"):
         margin = score - threshold
     return Drops(layer, position, by, score, margin, reason)
 
 
+def left_of(lifetime: np.ndarray) -> np.ndarray:  # [L, T] -> int64 [L, T]
+    """The row that dropped each token, T where none did."""
+    return np.arange(lifetime.shape[1]) + lifetime
+
+
 def rows_that_dropped(lifetime: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # [L, T] -> int32 [D] x 3
     """Layer, position and dropped_by of each drop, in the order of Drops."""
-    T = lifetime.shape[1]
-    left = np.arange(T) + lifetime  # the row that dropped it, or T
-    layer, position = np.nonzero(left < T)
+    left = left_of(lifetime)
+    layer, position = np.nonzero(left < left.shape[1])
     by = left[layer, position]
     order = np.lexsort((position, layer, by))
     return tuple(x[order].astype(np.int32) for x in (layer, position, by))  # type: ignore[return-value]

@@ -80,7 +80,7 @@ def why(trace: "Trace", layer: int, i: int, j: int) -> Why:
     terms = q[layer, i] * k[layer, j] / np.float32(math.sqrt(q.shape[2]))
     history = scores_of_pairs(trace, layer, np.arange(j + 1, i + 1), j)
     of_q, of_k = projected(trace.replayed, trace.with_weights, layer, np.array([i, j]))  # [P, 2, r]
-    by = j + int(trace.lifetime[layer, j])
+    by = int(trace.left[layer, j])
     return Why(layer, i, j, (trace.texts[i], trace.texts[j]), float(score), trace.threshold,
                float(score - trace.threshold), float(beta[layer]), terms, history, part_names(layer),
                of_q[:, 0] @ k[layer, j] / math.sqrt(q.shape[2]), of_k[:, 1] @ q[layer, i] / math.sqrt(q.shape[2]),

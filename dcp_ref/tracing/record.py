@@ -18,7 +18,7 @@ from dcp_ref.policies import Policy
 from dcp_ref.tracing import as_json, text_picture, trace_files
 from dcp_ref.tracing.counterfactual import Counterfactual, counterfactual, log_probabilities
 from dcp_ref.tracing.differences import Differences, compare
-from dcp_ref.tracing.drops import Drops, drops_of
+from dcp_ref.tracing.drops import Drops, drops_of, left_of
 from dcp_ref.tracing.kinds import kinds_of
 from dcp_ref.tracing.reasons import Why, why
 from dcp_ref.tracing.replay import Interaction, Replay, replay
@@ -51,11 +51,16 @@ class Trace:
     hash_in_file: str | None = None  # of the model's weights
 
     @cached_property
+    def left(self) -> np.ndarray:  # int64 [L, T]
+        """The row that dropped each token, T where none did: a layer held token j for rows j .. left - 1."""
+        return left_of(self.lifetime)
+
+    @cached_property
     def live_counts(self) -> np.ndarray:  # int64 [L, T]
         """Tokens that each layer holds after row i, row i's own included."""
         L, T = self.lifetime.shape
         change = np.ones((L, T + 1), np.int64)  # a token comes in every row, and some leave
-        np.subtract.at(change, (np.arange(L)[:, None], np.arange(T) + self.lifetime), 1)
+        np.subtract.at(change, (np.arange(L)[:, None], self.left), 1)
         return change.cumsum(1)[:, :T]
 
     @cached_property

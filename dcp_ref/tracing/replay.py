@@ -43,7 +43,7 @@ def replay(trace: "Trace", model: Model) -> Replay:
     w = Packed(model, kernels, trace.weights, trace.policy.learned)
     parts = [w.wte.w[:, trace.ids].T, w.wpe[:T]]
     x = parts[0] + parts[1]
-    i, left = np.arange(T)[:, None], np.arange(T) + trace.lifetime  # [T, 1], [L, T]
+    i = np.arange(T)[:, None]
     queries_keys = []
     for layer, p in enumerate(w.layers):
         n = kernels.layer_norm(x, p["ln_1.weight"], p["ln_1.bias"], config.layer_norm_epsilon)
@@ -51,7 +51,7 @@ def replay(trace: "Trace", model: Model) -> Replay:
             queries_keys.append(kernels.linear(n, p["attn.interaction"]))
         q, k, v = np.split(kernels.linear(n, p["attn.c_attn"]), 3, axis=1)
         k, v = stored(k, trace.kv, config.n_head), stored(v, trace.kv, config.n_head)
-        log_i = np.where(i < left[layer], np.float32(0), np.float32(-np.inf))
+        log_i = np.where(i < trace.left[layer], np.float32(0), np.float32(-np.inf))
         q, k, v = (split_heads(part, config.n_head) for part in (q, k, v))
         y, _ = attention(q, k, v, log_i, config.attention_scale(layer))
         parts.append(kernels.linear(merge_heads(y), p["attn.c_proj"]))

@@ -39,7 +39,7 @@ def part_names(layer: int) -> tuple[str, ...]:
 def pairs_of(trace: "Trace", layer: int) -> Pairs:
     """The pairs that a layer judged. Raises ValueError where the policy is not learned."""
     layer, T = check_layer(trace.config, layer), len(trace.ids)
-    i, j = np.nonzero(np.tri(T, k=-1, dtype=bool) & (np.arange(T)[:, None] <= np.arange(T) + trace.lifetime[layer]))
+    i, j = np.nonzero(np.tri(T, k=-1, dtype=bool) & (np.arange(T)[:, None] <= trace.left[layer]))
     return Pairs(i, j, scores_of_pairs(trace, layer, i, j))
 
 

@@ -93,7 +93,7 @@ def summary(traces: "Iterable[Trace]", kinds: Mapping[str, str] | None = None) -
 
 def _droppers(trace: "Trace", kind: np.ndarray) -> np.ndarray:  # [T] -> [L, T]
     """The kind of the token that dropped each token, -1 where none did."""
-    return np.append(kind, -1)[np.arange(len(kind)) + trace.lifetime]
+    return np.append(kind, -1)[trace.left]
 
 
 def _row(layer: int, names: tuple[str, ...], n: int, texts: np.ndarray, lifetime: np.ndarray, dropper: np.ndarray

@@ -26,33 +26,32 @@ def picture(trace: "Trace") -> str:
     for layer, (counts, kept) in enumerate(zip(trace.live_counts, trace.share_kept, strict=True)):
         lines.append(f"layer {layer:<3}{_curve(counts, most)}  {counts[-1]} at the end; {kept:.0%} of the context kept")
     lines += ["", *EXPLAINED]
-    left = np.arange(T) + trace.lifetime
     start = 0
     while start < min(T, MOST):
         end, cells = start, list[int]()
-        while end < min(T, MOST) and sum(cells) + (n := _cell(trace, left, end)) <= WIDTH - MARGIN:
+        while end < min(T, MOST) and sum(cells) + (n := _cell(trace, end)) <= WIDTH - MARGIN:
             cells.append(n)
             end += 1
         end = max(end, start + 1)
-        lines += ["", *_block(trace, left, start, end, cells or [WIDTH - MARGIN])]
+        lines += ["", *_block(trace, start, end, cells or [WIDTH - MARGIN])]
         start = end
     if T > MOST:
         lines += ["", f"... and {T - MOST} tokens more: trace.to_html() shows all"]
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _block(trace: "Trace", left: np.ndarray, start: int, end: int, cells: list[int]) -> list[str]:
+def _block(trace: "Trace", start: int, end: int, cells: list[int]) -> list[str]:
     T, tokens = len(trace.ids), range(start, end)
     rows = [("", [_shown(trace.texts[t]) for t in tokens]), ("token", [str(t) for t in tokens])]
     for layer in range(trace.config.n_layer):
-        rows.append((f"layer {layer}", [str(by) if (by := left[layer, t]) < T else "·" for t in tokens]))
+        rows.append((f"layer {layer}", [str(by) if (by := trace.left[layer, t]) < T else "·" for t in tokens]))
     return [f"{name:{MARGIN}}" + "".join(_padded(text, n) for text, n in zip(texts, cells, strict=True))
             for name, texts in rows]
 
 
-def _cell(trace: "Trace", left: np.ndarray, t: int) -> int:
+def _cell(trace: "Trace", t: int) -> int:
     """The columns that a token takes: its text, or the numbers below it and a space."""
-    numbers = [t, *(by for by in left[:, t].tolist() if by < len(trace.ids))]
+    numbers = [t, *(by for by in trace.left[:, t].tolist() if by < len(trace.ids))]
     return min(max(_columns(_shown(trace.texts[t])), len(str(max(numbers))) + 1), WIDTH - MARGIN)
 
 

@@ -125,7 +125,7 @@ def _check(trace: "Trace") -> None:
         raise ValueError("texts or names are no strings")
     if not 0 < trace.prompt_tokens <= T or (trace.scores and not trace.policy.learned):
         raise ValueError("prompt_tokens or scores are impossible")
-    if (lifetime < 1).any() or (np.arange(T) + lifetime > T).any():
+    if (lifetime < 1).any() or (trace.left > T).any():
         raise ValueError("lifetime is impossible")
 
 

@@ -6,7 +6,6 @@ import numpy as np
 
 from dcp_ref.layers import log_softmax
 from dcp_ref.model import forward
-from dcp_ref.native.training import kernels
 from dcp_ref.policies import dense
 from dcp_ref.runtime.checks import check_layer
 from dcp_ref.tracing.reasons import check_pair
@@ -68,6 +67,8 @@ def counterfactual(trace: "Trace", layer: int | None = None, i: int | None = Non
 def log_probabilities(trace: "Trace", policy, threshold: float, kept: np.ndarray | None = None) -> np.ndarray:
     # -> float32 [T - 1]
     """The log-probability of tokens 1 .. T-1, by the dense forward."""
+    from dcp_ref.native.training import kernels  # now: importing dcp_ref must not load the extension
+
     config, params, _ = trace.with_weights
     params = {name: np.asarray(x, np.float32) for name, x in params.items()}
     logits, _ = forward(params, trace.ids[None], config, policy=policy, threshold=threshold, kernels=kernels(0),

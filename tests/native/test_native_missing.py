@@ -74,3 +74,10 @@ def test_an_extension_that_cannot_be_loaded(tmp_path):
 def test_the_command_as_a_module():
     done = subprocess.run([sys.executable, "-m", "dcp_ref", "--version"], check=True, capture_output=True, text=True)
     assert done.stdout.startswith("dcp-ref ")
+
+
+def test_importing_the_package_does_not_load_the_extension():
+    """Only an engine, or kernels that are asked for, do."""
+    code = "import sys, dcp_ref; print([m for m in sys.modules if m.startswith(('dcp_ref._', 'dcp_ref.native'))])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"

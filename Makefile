@@ -16,7 +16,7 @@ demo: .venv/run
 	$(RUN)/dcp-ref generate "The old man looked at the sea" --model tiny
 
 test: lint
-	HYPOTHESIS_PROFILE=ci $(RUN)/python -m pytest
+	HYPOTHESIS_PROFILE=ci $(RUN)/python -m pytest -n auto --dist worksteal
 
 lint: .venv/test,dev
 	$(RUN)/ruff check && $(RUN)/mypy

@@ -5,17 +5,22 @@ Letters are set in Times or a font as wide as it; `textLength` fits each token t
 """
 
 import html
+import math
 import unicodedata
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dcp_ref.tracing.page_data import check
 
 SIZE, LINE, MARGIN, ARCS = 20, 46, 20, 150  # pixels: letters, lines of text, the margin, the least room for arrows
-LIGHT: dict[str, Any] = {"page": "#ffffff", "ink": "#1d1f24", "quiet": "#5d636e", "ramp": (0.02, 0.70)}
-DARK: dict[str, Any] = {"page": "#121418", "ink": "#e8e8ea", "quiet": "#a2a8b4", "ramp": (0.42, 1.0)}
-# a ramp from dark to light: layers are ordered, and can be told by those who see few colours
-RAMP = ("0d0887", "41049d", "6a00a8", "8f0da4", "b12a90", "cc4778", "e16462", "f2844b", "fca636", "fcce25", "f0f921")
+LIGHT: dict[str, Any] = {"page": "#ffffff", "ink": "#1d1f24", "quiet": "#5d636e", "lightness": (0.4, 0.7)}
+DARK: dict[str, Any] = {"page": "#121418", "ink": "#e8e8ea", "quiet": "#a2a8b4", "lightness": (0.55, 0.86)}
+LAB_TO_LMS = np.array([(1, 0.3963377774, 0.2158037573), (1, -0.1055613458, -0.0638541728),
+                       (1, -0.0894841775, -1.291485548)])
+LMS_TO_RGB = np.array([(4.0767416621, -3.3077115913, 0.2309699292), (-1.2684380046, 2.6097574011, -0.3413193965),
+                       (-0.0041960863, -0.7034186147, 1.707614701)])
 WIDTHS = (("iljt/", 0.28), (".,", 0.25), (":;fr'()[]-!I", 0.33), ("s", 0.39), ("acez\"?", 0.44), ("w", 0.72),
           ("m", 0.78), ("MW↵", 0.9))  # in ems, by letters
 SIGNS = str.maketrans({"\n": "↵", "\r": "␍", "\t": "⇥"})
@@ -47,7 +52,7 @@ def picture(trace: dict, dark: bool = False, width: int = 860, layers: Iterable[
     look = DARK if dark else LIGHT
     drops = [(layer, by, j) for layer, by, j in zip(trace["drops"]["layer"], trace["drops"]["dropped_by"],
                                                     trace["drops"]["position"], strict=True) if layer in shown]
-    colours = {layer: _colour(layer, L, look["ramp"]) for layer in shown}
+    colours = {layer: _colour(layer, L, look["lightness"]) for layer in shown}
     places = _places([_visible(text) for text in trace["texts"]], trace["texts"], width)
     height = places[-1].y + 60
     gone = {j: {layer for layer, _, k in drops if k == j} for j in range(T)}
@@ -61,11 +66,16 @@ def picture(trace: dict, dark: bool = False, width: int = 860, layers: Iterable[
             f"\n{_legend(colours, height - 16, look)}\n</svg>\n")
 
 
-def _colour(layer: int, L: int, ends: tuple[float, float]) -> str:
-    at = (ends[0] + (ends[1] - ends[0]) * (layer / (L - 1) if L > 1 else 0.3)) * (len(RAMP) - 1)
-    n = min(int(at), len(RAMP) - 2)
-    low, high = (bytes.fromhex(RAMP[k]) for k in (n, n + 1))
-    return "#" + "".join(f"{round(a + (at - n) * (b - a)):02x}" for a, b in zip(low, high, strict=True))
+def _colour(layer: int, L: int, lightness: tuple[float, float]) -> str:
+    """The colour that the page (page/dom.js) gives this layer: neighbours differ in lightness, which all eyes tell.
+
+    OKLCH as sRGB; the matrices are those of Björn Ottosson's OKLab.
+    """
+    hue = math.radians(265 + 170 * (layer / (L - 1) if L > 1 else 0))
+    lab = np.array([lightness[layer % 2], 0.15 * math.cos(hue), 0.15 * math.sin(hue)])
+    linear = np.clip(LMS_TO_RGB @ (LAB_TO_LMS @ lab) ** 3, 0, 1)
+    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return "#" + "".join(f"{round(255 * x):02x}" for x in srgb)
 
 
 def _visible(text: str) -> str:

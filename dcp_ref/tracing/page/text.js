@@ -74,33 +74,40 @@ function isLearned(trace) {
   return trace.policy.startsWith("learned");
 }
 
-const bandsOf = new Map(); // from the bits of held layers to a CSS gradient: few patterns, many tokens
-
-function bands(key, layers) {
-  const name = `${key}/${layers[0]}`;
-  if (!bandsOf.has(name)) {
-    const width = 100 / layers.length;
-    const stops = layers.map((l, n) => {
-      const colour = key[n] === "1" ? `var(--layer-${l})` : "transparent";
-      return `${colour} ${(n * width).toFixed(2)}% ${((n + 1) * width).toFixed(2)}%`;
-    });
-    bandsOf.set(name, `linear-gradient(90deg, ${stops.join(", ")})`);
-  }
-  return bandsOf.get(name);
-}
-
-const patterns = new CSSStyleSheet(); // a class a pattern: tokens that look alike share their style, which is fast
-const classes = new Set();
+// A class a pattern of held layers: tokens that look alike share their style. All rules are made before the first step,
+// as each later one would make the browser match every token again.
+const patterns = new CSSStyleSheet();
+const rules = new Map(); // from the class to its rule
+const known = new Set(); // traces with the layers shown, whose patterns have rules
 document.adoptedStyleSheets = [patterns];
 
-function bandClass(key, layers) {
-  const name = `held-${layers[0]}-${key}`;
-  if (!classes.has(name)) {
-    const share = (key.split("1").length - 1) / layers.length;
-    patterns.insertRule(`.${name} { --bands: ${bands(key, layers)}; --held: ${share.toFixed(3)}; }`);
-    classes.add(name);
+function makePatterns(trace, layers) {
+  const name = `${traces.indexOf(trace)}/${layers.length}/${layers[0]}`;
+  if (known.has(name)) return;
+  known.add(name);
+  const keys = new Set();
+  for (let j = 0; j < trace.T; j++) {
+    for (const l of layers) keys.add(heldKey(trace, layers, j, trace.end[l * trace.T + j] - 1));
   }
-  return name;
+  for (const key of keys) {
+    const name = bandClass(key, layers), share = (key.split("1").length - 1) / layers.length;
+    rules.set(name, `.${name} { --bands: ${bands(key, layers)}; --held: ${share.toFixed(3)}; }`);
+  }
+  patterns.replaceSync([...rules.values()].join("\n"));
+}
+
+// The gradient of the layers that a key holds: one digit a layer, 1 where it does.
+function bands(key, layers) {
+  const width = 100 / layers.length;
+  const stops = layers.map((l, n) => {
+    const colour = key[n] === "1" ? `var(--layer-${l})` : "transparent";
+    return `${colour} ${(n * width).toFixed(2)}% ${((n + 1) * width).toFixed(2)}%`;
+  });
+  return `linear-gradient(90deg, ${stops.join(", ")})`;
+}
+
+function bandClass(key, layers) {
+  return `held-${layers[0]}-${key}`;
 }
 
 function heldKey(trace, layers, j, i) {
@@ -112,6 +119,7 @@ function heldKey(trace, layers, j, i) {
 function drawText(pane) {
   const { trace, chips, drawn } = pane, mine = paired || trace === front(); // whose tokens are locked and found
   const layers = shownLayers(trace, view.layer), step = Math.min(view.step, trace.T - 1);
+  makePatterns(trace, layers);
   const other = view.show === "differ" ? traces.find((each) => each !== trace) : null;
   for (let j = 0; j < trace.T; j++) {
     const key = j > step ? "later" : heldKey(trace, layers, j, step);

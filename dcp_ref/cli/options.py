@@ -1,9 +1,10 @@
 """What the subcommands share: the parser's class, and the options that several of them have."""
 
 import argparse
+import difflib
 import re
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from dcp_ref import policies
 from dcp_ref.checkpoints.weights import Model
@@ -22,6 +23,20 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
         self._negative_number_matcher = re.compile(r"-(\.?\d|inf(inity)?$)", re.IGNORECASE)
+
+    def error(self, message: str) -> NoReturn:
+        """Says what a mistyped option or subcommand was perhaps meant to be."""
+        mistyped = re.search(r"(?:unrecognized arguments: |invalid choice: ')([^\s=']+)", message)
+        meant = difflib.get_close_matches(mistyped[1], self._words(), 1, 0.7) if mistyped else []
+        super().error(message + "".join(f"; did you mean {word}?" for word in meant))
+
+    def _words(self) -> list[str]:
+        """The options and subcommands of this parser, and the options of its subcommands."""
+        words = [option for action in self._actions for option in action.option_strings]
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                words += [word for name, parser in action.choices.items() for word in (name, *parser._words())]
+        return words
 
     def _print_message(self, message: str, file: Any = None) -> None:
         (file or sys.stderr).write(message)

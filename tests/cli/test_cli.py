@@ -16,6 +16,7 @@ from training_tools import failing
 
 from dcp_ref import generate, native
 from dcp_ref.cli import generate as cli_generate
+from dcp_ref.cli import main
 from dcp_ref.native import extension
 
 MODEL = text_model(dataclasses.replace(CONFIG, eos_token_id=None))
@@ -217,3 +218,12 @@ def test_a_single_token_takes_memory_and_a_full_context_is_said(run):
     assert code == 0 and json.loads(out)["cache_bytes"] > 0
     code, _, err = run("the", "--max-new-tokens", "9999")
     assert code == 0 and err.endswith("dcp-ref: a text ended because the model has no position left\n")
+
+
+@pytest.mark.parametrize(("arguments", "meant"), [
+    (["generat", "the"], "generate"), (["generate", "the", "--treshold", "1"], "--threshold"),
+    (["evaluate", "--txt=book.txt"], "--text"), (["generate", "the", "--xyzzy"], None)])
+def test_a_mistyped_word_is_answered_with_the_one_that_was_meant(capsys, arguments, meant):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert capsys.readouterr().err.rstrip().endswith(f"did you mean {meant}?" if meant else "--xyzzy")

@@ -44,7 +44,7 @@ def ours(shape, alpha):
     state = State(0, config, params, m=params, v={})  # a step reads only the names in m
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (batch, config.n_positions + 1))
     pool = Pool(THREADS)
-    return lambda: batch_gradients(state, tokens[:, :-1], tokens[:, 1:], alpha, 0.1, size=1, pool=pool)
+    return lambda: batch_gradients(state, tokens[:, :-1], tokens[:, 1:], alpha, [0.1] * len(tokens), size=1, pool=pool)
 
 
 def transformers(shape, alpha):

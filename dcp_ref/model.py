@@ -68,19 +68,21 @@ def forward(
 
 def loss_and_grads(
     params: Params, ids, targets, config: Config, alpha: float, gamma: float, kernels: Kernels = NUMPY,
-    teacher_logits=None, distill: float = 0.0,
+    teacher_logits=None, distill: float = 0.0, threshold: float = 0.0,
 ) -> tuple[Loss, Params]:  # [B, T], [B, T], [B, T, V]
     """The training loss and its gradient, under the same names as `params`. Targets of -1 are ignored.
 
-    `kernels` are `forward`'s. Raises ValueError as `forward` does, and when `targets` or `teacher_logits` do not fit
-    `ids`.
+    `kernels` and `threshold` are `forward`'s. Raises ValueError as `forward` does, and when `targets` or
+    `teacher_logits` do not fit `ids`.
     """
     ids = _checked(ids, config)
     targets = _checked(targets, config, "targets", lowest=-1)
     if targets.shape != ids.shape:
         raise ValueError(f"targets {list(targets.shape)} must have the shape of ids {list(ids.shape)}")
+    policy = for_model(config, None)
+    threshold = check_threshold(threshold, policy.learned)
     kernels.check(params)
-    logits, log_i, saved = _gpt2(params, ids, config, alpha, for_model(config, None), 0.0, kernels)
+    logits, log_i, saved = _gpt2(params, ids, config, alpha, policy, threshold, kernels)
     ce, saved_ce = kernels.cross_entropy(logits, targets)
     r, saved_r = sparsity(log_i)
     dlogits, kl = kernels.cross_entropy_backward(1.0, saved_ce), 0.0

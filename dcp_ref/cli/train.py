@@ -22,6 +22,7 @@ EPILOG = """ways to learn what to drop; most of them can be combined:
   --prune --int-delay 16                         keep every token for at least 16 steps
   --prune --gamma 0.05                           set how much to drop by the weight of the sparsity loss
   --prune --target-kept 0.2                      or by the share to keep: gamma is then steered
+  --prune --threshold-range -5 0.8               train one model for many shares; --threshold then chooses one
 """
 
 
@@ -33,6 +34,8 @@ def add_options(p: argparse.ArgumentParser) -> None:
         kind: Any = next((t for t in get_args(f.type) if t is not type(None)), f.type)
         if kind is bool:
             p.add_argument(flag, action="store_true", help=text)
+        elif get_origin(kind) is tuple:
+            p.add_argument(flag, nargs=2, type=float, metavar=("LOW", "HIGH"), help=text)
         elif get_origin(f.type) is tuple:
             p.add_argument(flag, nargs="+", action="extend", default=[], required=required, metavar="FILE", help=text)
         else:

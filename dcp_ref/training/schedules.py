@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 ALPHA_START, ALPHA_END = 1.0, 8.0  # as in the paper: logistic gates at first, almost a step at the end
 FINAL_RATE = 0.1  # the learning rate ends at this share of its peak
 
@@ -16,6 +18,11 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
 def alpha(step: int, steps: int, share: float) -> float:
     """The alpha of the gates: rises on half a cosine from 1 to 8 over this share of the steps, then stays 8."""
     return cosine(ALPHA_START, ALPHA_END, min(1.0, step / max(1, share * (steps - 1))))
+
+
+def thresholds(low: float, high: float, seed: int, step: int, batch: int) -> np.ndarray:  # -> [B]
+    """A threshold for each sequence of a step's batch, uniform from low to high."""
+    return np.random.default_rng((seed, step, 1)).uniform(low, high, batch)
 
 
 def cosine(start: float, end: float, share: float) -> float:

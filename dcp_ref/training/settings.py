@@ -64,6 +64,9 @@ class TrainSettings:
     clip: float = option(1.0, "clip gradients to this norm")
     gamma: float = option(0.1, "with prune: weight of the sparsity loss; with target_kept, where it starts")
     target_kept: float | None = option(None, "with prune: steer gamma so that this share of the context is kept")
+    threshold_range: tuple[float, float] | None = option(
+        None, "with prune: train each sequence under a threshold drawn from this range, so that the trained model can "
+        "be run at any threshold in it; gamma is for the upper end, and falls to 0 at the lower one")
     alpha_share: float = option(1.0, "with prune: share of the steps over which alpha rises from 1 to 8")
     seed: int = option(0, "seed of the initial weights and of the batches")
     eval_every: int = option(250, "steps between validations")
@@ -79,6 +82,8 @@ class TrainSettings:
         for name in ("out", "init", "config", "teacher"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, settings_checks.path(name, getattr(self, name)))
+        if isinstance(self.threshold_range, list):  # as JSON and the command line have it
+            object.__setattr__(self, "threshold_range", tuple(self.threshold_range))
         settings_checks.check_types(self)
         settings_checks.check_numbers(self)
         settings_checks.check_combinations(self)
@@ -157,7 +162,8 @@ class TrainSettings:
 
     def to_dict(self) -> dict:
         """The fields as settings.json holds them."""
-        return {k: _resolved(v) if k in PATHS else v for k, v in dataclasses.asdict(self).items()}
+        fields = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return {k: _resolved(v) if k in PATHS else v for k, v in fields.items()}
 
 
 def _resolved(paths: Any) -> Any:

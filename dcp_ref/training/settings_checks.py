@@ -14,7 +14,7 @@ POSITIVE = ("int_n_embd", "steps", "batch", "micro_batch", "learning_rate", "cli
             "eval_every", "eval_windows", "save_every", "threads", "stop_at")
 NOT_NEGATIVE = ("warmup", "weight_decay", "gamma", "seed", "int_delay")
 OF_PRUNING = ("int_n_embd", "propagate_in_depth", "int_delay", "only_interaction", "gamma", "target_kept",
-              "alpha_share")
+              "threshold_range", "alpha_share")
 
 
 def path_list(name: str, paths: Any) -> tuple[str, ...]:
@@ -36,7 +36,7 @@ def check_types(settings: "TrainSettings") -> None:
     """An int passes for a float, but True does not pass for 1."""
     for f in dataclasses.fields(settings):
         value, kinds = getattr(settings, f.name), get_args(f.type) or (f.type,)  # (int, NoneType) for int | None
-        if f.name in ("text", "valid"):  # path_list has checked these
+        if f.name in ("text", "valid", "threshold_range"):  # path_list and check_range check these
             continue
         fits = isinstance(value, (*kinds, int) if float in kinds else kinds)
         if not fits or (isinstance(value, bool) and bool not in kinds):
@@ -56,10 +56,18 @@ def check_numbers(settings: "TrainSettings") -> None:
         raise ValueError(f"alpha_share must be at most 1 (all steps), not {settings.alpha_share!r}")
     if settings.target_kept is not None and not 0 < settings.target_kept < 1:
         raise ValueError(f"target_kept must be between 0 and 1, not {settings.target_kept!r}")
+    check_range(settings.threshold_range)
     if settings.vocab_size < 257:
         raise ValueError(f"vocab_size must be at least 257 (256 bytes and end of text), not {settings.vocab_size}")
     if settings.context is not None and settings.context < 2:
         raise ValueError(f"context must be at least 2, not {settings.context}")
+
+
+def check_range(ends: Any) -> None:
+    """Of thresholds: two numbers, the lower one first, or None."""
+    numbers = isinstance(ends, tuple) and len(ends) == 2 and all(type(end) in (int, float) for end in ends)
+    if ends is not None and not (numbers and -math.inf < ends[0] < ends[1] < math.inf):
+        raise ValueError(f"threshold_range must be two numbers, the lower one first, not {ends!r}")
 
 
 def check_combinations(settings: "TrainSettings") -> None:
@@ -79,6 +87,10 @@ def check_combinations(settings: "TrainSettings") -> None:
         raise ValueError("only_interaction: without init all other weights would stay random; give both")
     if s.target_kept is not None and s.gamma == 0:
         raise ValueError("gamma: with target_kept it is where gamma starts, and must be positive, not 0")
+    if s.target_kept is not None and s.threshold_range is not None:
+        raise ValueError("target_kept: a range of thresholds keeps many shares; leave out one of the two")
+    if s.threshold_range is not None and s.micro_batch != 1:
+        raise ValueError(f"micro_batch must be 1, not {s.micro_batch}: each sequence has a threshold of its own")
     if s.distill != 1 and s.teacher is None:
         raise ValueError("distill: there is nothing to learn from without teacher; give both")
     if s.batch % s.micro_batch:

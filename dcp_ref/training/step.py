@@ -30,8 +30,9 @@ def train_step(
     alpha = schedules.alpha(step, settings.steps, settings.alpha_share) if pruned else math.inf
     gamma = gamma_of(settings, state, ids) if pruned else 0.0
     rate = schedules.learning_rate(step, settings.steps, settings.warmup, settings.learning_rate)
-    loss, grads = batch_gradients(state, ids, targets, alpha, gamma, size=settings.micro_batch, pool=pool,
-                                  teacher=teacher, distill=settings.distill)
+    gammas, thresholds = _by_sequence(settings, gamma, step)
+    loss, grads = batch_gradients(state, ids, targets, alpha, gammas, size=settings.micro_batch, pool=pool,
+                                  teacher=teacher, distill=settings.distill, thresholds=thresholds)
     norm = global_norm(grads)
     if not (math.isfinite(loss[0]) and math.isfinite(norm)):
         raise TrainingError(
@@ -58,13 +59,23 @@ def gamma_of(settings: TrainSettings, state: State, ids: np.ndarray) -> float:
     return settings.gamma * factor
 
 
+def _by_sequence(settings: TrainSettings, gamma: float, step: int) -> tuple[list[float], list[float]]:  # -> [B], [B]
+    """gamma and the threshold of each sequence: with threshold_range, gamma is 0 at its lower end."""
+    if settings.threshold_range is None:
+        return [gamma] * settings.batch, [0.0] * settings.batch
+    low, high = settings.threshold_range
+    thresholds = schedules.thresholds(low, high, settings.seed, step, settings.batch)
+    return list(gamma * (thresholds - low) / (high - low)), list(thresholds)
+
+
 def batch_gradients(
-    state: State, ids: np.ndarray, targets: np.ndarray, alpha: float, gamma: float, *, size: int, pool: Pool,
-    teacher: Model | None = None, distill: float = 0.0,
-) -> tuple[np.ndarray, Params]:
+    state: State, ids: np.ndarray, targets: np.ndarray, alpha: float, gammas: list[float], *, size: int, pool: Pool,
+    teacher: Model | None = None, distill: float = 0.0, thresholds: list[float] | None = None,
+) -> tuple[np.ndarray, Params]:  # [B, T], [B, T], [B], [B]
     """The mean Loss of a batch, and the gradients of the trained parameters, from parts of `size` sequences.
 
-    The parts are added up in their order, so the result does not depend on which thread was faster.
+    `gammas` and `thresholds` (None: all 0) are the sequences'; those of a part are the same. The parts
+    are added up in their order, so the result does not depend on which thread was faster.
     """
     kernels = native.kernels(threads=1)  # parts run in parallel; alone, BLAS's spinning threads would be in the way
 
@@ -73,8 +84,8 @@ def batch_gradients(
         rows = slice(start, start + size)
         wanted = None if teacher is None else forward(teacher.params, ids[rows], teacher.config, kernels=kernels).logits
         loss, grads = loss_and_grads(
-            state.params, ids[rows], targets[rows], state.config, alpha, gamma, kernels, wanted, distill
-        )
+            state.params, ids[rows], targets[rows], state.config, alpha, gammas[start], kernels, wanted, distill,
+            0.0 if thresholds is None else thresholds[start])
         return loss, {name: grads[name] for name in state.m}
 
     results = side_by_side(part, range(0, len(ids), size), pool)

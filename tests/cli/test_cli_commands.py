@@ -65,7 +65,7 @@ def test_train_takes_every_setting_as_an_option(capsys, monkeypatch):
         weight_decay=0.25, clip=2.5, gamma=0.75, seed=9, eval_every=4, eval_windows=6, save_every=7, threads=5,
         only_interaction=True, teacher="t", distill=0.5, target_kept=0.25, alpha_share=0.5, plot=True, stop_at=2,
     )
-    assert {f.name for f in dataclasses.fields(TrainSettings)} == {*changed, "config"}
+    assert {f.name for f in dataclasses.fields(TrainSettings)} == {*changed, "config", "threshold_range"}
     arguments = ["--text", "a", "b", "--text", "c", "--valid", "d", "--valid", "e"]
     for name, value in changed.items():
         if not isinstance(value, tuple):
@@ -74,6 +74,8 @@ def test_train_takes_every_setting_as_an_option(capsys, monkeypatch):
     assert given.pop() == TrainSettings(**changed)
     assert call(capsys, "train", "--text", "a", "--out", "m", "--config", "{}")[0] == 0
     assert given.pop().config == "{}"
+    assert call(capsys, "train", "--text", "a", "--out", "m", "--prune", "--threshold-range", "-5", "0.8")[0] == 0
+    assert given.pop().threshold_range == (-5.0, 0.8)
 
 
 def test_train_and_use_the_model(capsys, tmp_path):

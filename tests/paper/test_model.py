@@ -81,9 +81,9 @@ def test_the_dense_forward_decodes_greedily_like_transformers():
     st.booleans(),
     st.sampled_from(ACTIVATIONS),
     st.integers(1, SMALL.n_positions),
-    DELAYS,
+    DELAYS, st.sampled_from([0.0, -0.5, 1.0]),
 )
-def test_gradients_by_projection(seed, alpha, depth, tied, activation, length, delay):
+def test_gradients_by_projection(seed, alpha, depth, tied, activation, length, delay, threshold):
     """<v, grad> is the derivative along v: a central difference in float64, for a random v over all parameters."""
     config = dataclasses.replace(
         SMALL, propagate_in_depth=depth, tie_word_embeddings=tied, activation_function=activation,
@@ -94,13 +94,13 @@ def test_gradients_by_projection(seed, alpha, depth, tied, activation, length, d
     ids, targets = rng.integers(0, config.vocab_size, (2, 2, length))
     targets[0, 0] = -1
     direction = {name: rng.normal(size=value.shape) for name, value in params.items()}
-    _, grads = loss_and_grads(params, ids, targets, config, alpha, 0.3)
+    _, grads = loss_and_grads(params, ids, targets, config, alpha, 0.3, threshold=threshold)
     assert grads.keys() == params.keys()
     projected = sum((grads[name] * direction[name]).sum() for name in params)
 
     def total(h):
         moved = {name: value + h * direction[name] for name, value in params.items()}
-        return loss_and_grads(moved, ids, targets, config, alpha, 0.3)[0].total
+        return loss_and_grads(moved, ids, targets, config, alpha, 0.3, threshold=threshold)[0].total
 
     differences = [(total(h) - total(-h)) / (2 * h) for h in (1e-6, 3e-7)]
     # else a gate's edge or relu's corner lies within the step, and there is no derivative to compare with

@@ -77,7 +77,7 @@ def test_gradients_of_a_large_batch_do_not_pile_up(monkeypatch):
     state = State.fresh(SMALL, weights.init_params(SMALL, 0))
     ids, targets = data.batch(np.arange(99) % 11, 40, 9, 0, 0)
     with parallel.Pool(2) as pool:
-        step.batch_gradients(state, ids, targets, 2.0, 0.5, size=1, pool=pool)
+        step.batch_gradients(state, ids, targets, 2.0, [0.5] * len(ids), size=1, pool=pool)
     assert 2 <= most <= 2 + 2
 
 

@@ -13,7 +13,8 @@ from dcp_ref.training import train
 
 
 @pytest.mark.parametrize("change", [{"steps": 9}, {"seed": 1}, {"gamma": 0.2}, {"micro_batch": 2}, {"prune": False},
-                                    {"target_kept": 0.3}, {"alpha_share": 0.5}, {"int_delay": 1}])
+                                    {"target_kept": 0.3}, {"threshold_range": (-1, 1)}, {"alpha_share": 0.5},
+                                    {"int_delay": 1}])
 def test_other_settings_are_refused_on_resuming(text, tmp_path, change):
     train(run_settings(text, tmp_path / "run", steps=1), progress=False)
     (name,) = change
@@ -54,6 +55,12 @@ def test_other_settings_are_refused_on_resuming(text, tmp_path, change):
         ("target_kept must be between 0 and 1, not 0", {"target_kept": 0}), ("target_kept", {"target_kept": 1.0}),
         ("target_kept", {"target_kept": math.nan}), ("target_kept must be of type float", {"target_kept": "x"}),
         ("gamma: with target_kept .* positive", {"target_kept": 0.2, "gamma": 0.0}),
+        ("threshold_range must be two numbers", {"threshold_range": (1.0, -1.0)}),
+        ("threshold_range must be two numbers", {"threshold_range": (-math.inf, 1.0)}),
+        ("threshold_range must be two numbers", {"threshold_range": (1.0,)}),
+        ("threshold_range must be two numbers", {"threshold_range": "01"}),
+        ("target_kept: a range of thresholds", {"threshold_range": (-1, 1), "target_kept": 0.2}),
+        ("micro_batch must be 1, not 2", {"threshold_range": (-1, 1), "micro_batch": 2}),
         ("alpha_share", {"alpha_share": 0.0}), ("alpha_share must be at most 1", {"alpha_share": 1.5}),
         ("distill: .* without teacher", {"distill": 0.5}), ("nowhere", {"teacher": "nowhere"}),
         ("distill must be a positive", {"distill": 0.0, "teacher": "nowhere"}),

@@ -122,3 +122,19 @@ def test_a_step_steers_gamma_by_the_share_kept_at_alpha_inf(depth):
 def test_a_step_raises_alpha_over_its_share_of_the_steps():
     rows = [take_step(dataclasses.replace(SETTINGS, alpha_share=0.5), state_before(step, SMALL)) for step in (2, 5, 9)]
     assert [row["alpha"] for row in rows] == [schedules.alpha(2, 10, 0.5), 8.0, 8.0]
+
+
+def test_a_step_trains_each_sequence_under_a_threshold_of_its_own():
+    low, high = -2.0, 1.0
+    state, old = state_before(5, SMALL), state_before(5, SMALL)
+    row = take_step(dataclasses.replace(SETTINGS, micro_batch=1, threshold_range=(low, high)), state)
+    ids, targets = first_batch(5)
+    thresholds = schedules.thresholds(low, high, 5, 5, len(ids))
+    assert ((low < thresholds) & (thresholds < high)).all() and len(set(thresholds)) == len(ids)
+    losses, grads = zip(*[loss_and_grads(
+        old.params, ids[n : n + 1], targets[n : n + 1], SMALL, row["alpha"], 0.7 * (t - low) / (high - low),
+        threshold=t) for n, t in enumerate(thresholds)], strict=True)
+    assert row["loss"] == pytest.approx(np.mean([loss.total for loss in losses]), rel=1e-5)
+    assert row["sparsity"] == pytest.approx(np.mean([loss.sparsity for loss in losses]), rel=1e-5)
+    mean = {name: np.mean([g[name] for g in grads], axis=0, dtype=np.float64) for name in grads[0]}
+    assert row["grad_norm"] == pytest.approx(math.sqrt(sum(np.sum(g**2) for g in mean.values())), rel=1e-5)

@@ -174,7 +174,7 @@ def test_gradients_of_a_batch_do_not_depend_on_micro_batch_nor_threads():
     whole_loss, whole = loss_and_grads(state.params, ids, targets, config, 2.0, 0.5)
     for size, threads in ((1, 1), (1, 3), (2, 2), (6, 1)):
         with parallel.Pool(threads) as pool:
-            loss, grads = step.batch_gradients(state, ids, targets, 2.0, 0.5, size=size, pool=pool)
+            loss, grads = step.batch_gradients(state, ids, targets, 2.0, [0.5] * len(ids), size=size, pool=pool)
         assert_allclose(loss, whole_loss, **TRAINING_FLOAT32)
         for name, g in grads.items():
             assert_allclose(g, whole[name], **TRAINING_FLOAT32, err_msg=name)

@@ -18,6 +18,7 @@ WAYS = {
     "distillation from scratch": {"teacher": True},
     "in depth": {"propagate_in_depth": True},
     "target": {"target_kept": 0.3},
+    "thresholds": {"threshold_range": (-2.0, 1.0)},
     "all at once": {"init": True, "teacher": True, "target_kept": 0.3, "only_interaction": True, "alpha_share": 0.5,
                     "propagate_in_depth": True, "int_n_embd": 4},
 }

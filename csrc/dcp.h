@@ -84,7 +84,8 @@ void dcp_slots_keep(dcp_slots *slots, const uint32_t *bitmap); /* makes the slot
  *     (rank == 0  or  s > threshold  or  i - j <= delay)  and
  *     (window == 0  or  i - j < window  or  j < first  or  stride divides j  or  j is a heavy hitter)
  * and, under propagate_in_depth, no earlier layer dropped it. No dropped token comes back. Stride 0 divides nothing.
- * Heavy hitters, if by_attention: the `heavy` tokens with most attention, of those that no other condition keeps. */
+ * Heavy hitters, if by_attention: the `heavy` tokens with most attention, of those that no other condition keeps.
+ * But a pinned token stays whatever the rules say, and is none of the heavy hitters. */
 typedef struct {
     size_t window, first, stride, heavy, delay;
     int by_attention;
@@ -114,8 +115,9 @@ typedef struct {
 } dcp_cache;
 
 typedef struct {
-    int released;
-    dcp_slots *layer; /* [layers] */
+    int released, pins; /* whether it was; whether any token is pinned */
+    uint32_t *pinned;   /* [positions / 32, rounded up]: token j is pinned where bit j % 32 of word j / 32 is set */
+    dcp_slots *layer;   /* [layers] */
 } dcp_sequence;
 
 /* Fills an empty cache, without pages. Returns DCP_OK, or DCP_EINVAL if a size is out of range: the most is 2^24. */
@@ -125,7 +127,7 @@ int dcp_cache_init(dcp_cache *cache, const dcp_shape *shape, const dcp_policy *p
 size_t dcp_sequence_bytes(const dcp_cache *cache);
 dcp_sequence *dcp_sequence_init(const dcp_cache *cache, void *memory);
 
-/* Copies the parent's tokens to a child without tokens, into the same slots of free pages. Returns DCP_OK; DCP_EINVAL
+/* Copies the parent's tokens, and which are pinned, to a child without tokens, into the same slots of free pages. Returns DCP_OK; DCP_EINVAL
  * if one of the two was released; DCP_ENOROOM if there are fewer free pages than the parent owns. */
 int dcp_sequence_fork(dcp_cache *cache, dcp_sequence *child, const dcp_sequence *parent);
 
@@ -154,6 +156,7 @@ typedef struct {
     float scale, beta;          /* q . k is multiplied by scale; beta is added to each interaction score */
     const int32_t *inherited;   /* [pairs, 2]: (row, position) dropped by the layer before; rows ascend */
     size_t pairs;               /* 0 unless propagate_in_depth */
+    const uint8_t *pinned;      /* [rows]: 1 for a token that is never dropped, the same in all layers; NULL: none is */
 } dcp_input;
 
 size_t dcp_step_bytes(const dcp_cache *cache, const size_t *count, size_t batch); /* of workspace, for dcp_step */
@@ -194,6 +197,7 @@ typedef struct {
     int32_t *dropped; /* NULL, or [layers, room, 2]: gets each layer's pairs (row, position), as from dcp_step */
     size_t *pairs;    /* [layers]: gets how many pairs each layer has; not used if dropped is NULL */
     size_t room;      /* at least the tokens of all sequences, seen and new */
+    const uint8_t *pinned; /* as in dcp_input */
 } dcp_feed;
 
 size_t dcp_decode_bytes(const dcp_cache *cache, const dcp_model *model, const dcp_feed *feed); /* of workspace */

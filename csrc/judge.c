@@ -21,9 +21,24 @@ static void report(span *s, int32_t row, int32_t position)
     s->n_dropped++;
 }
 
-/* Clears these bits of page p in the row's bitmap, and reports their tokens. */
+/* Those of these slots of page p whose tokens are not pinned. */
+static uint32_t unpinned(const span *s, size_t p, uint32_t slots)
+{
+    if (s->pinned == NULL)
+        return slots;
+    uint32_t result = slots;
+    for (uint32_t bits = slots; bits != 0; bits &= bits - 1) {
+        const int32_t j = position_in(s, p, bits);
+        if (s->pinned[j / 32] >> j % 32 & 1)
+            result &= ~(bits & -bits);
+    }
+    return result;
+}
+
+/* Clears these bits of page p in the row's bitmap, and reports their tokens; but not those of pinned tokens. */
 static void drop(span *s, uint32_t *live, size_t p, uint32_t gone, size_t row)
 {
+    gone = unpinned(s, p, gone);
     live[p] &= ~gone;
     for (uint32_t bits = gone; bits != 0; bits &= bits - 1)
         report(s, (int32_t)row, position_in(s, p, bits));
@@ -68,7 +83,7 @@ static void drop_scored(span *s, uint32_t *live, tile *products, size_t r, size_
     }
 }
 
-/* The live slots of page p whose tokens no rule by position keeps when token i arrives. */
+/* The live slots of page p whose tokens are not pinned, and no rule by position keeps when token i arrives. */
 static uint32_t unsafe(const span *s, size_t p, const uint32_t *live, size_t i)
 {
     const dcp_policy *policy = &s->cache->policy;
@@ -78,7 +93,7 @@ static uint32_t unsafe(const span *s, size_t p, const uint32_t *live, size_t i)
         if (i - j >= policy->window && j >= policy->first && (policy->stride == 0 || j % policy->stride != 0))
             result |= bits & -bits;
     }
-    return result;
+    return unpinned(s, p, result);
 }
 
 /* The attention that the token in the lowest of these slots got so far, all heads together. */

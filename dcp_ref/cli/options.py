@@ -37,6 +37,12 @@ def add_json(p: argparse.ArgumentParser) -> None:
     p.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
+def add_pin(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--pin", default="", metavar="TEXT",
+                   help="put TEXT before each text, and pin its tokens: no rule ever drops them. No token may span its "
+                        "end: let what follows begin with a space or a line end")
+
+
 def add_engine(p: argparse.ArgumentParser) -> None:
     """The arguments of Engine, under their names."""
     add_rule(p)

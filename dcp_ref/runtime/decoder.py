@@ -19,16 +19,17 @@ class Decoder:
 
     @locked
     def feed(self, handles: list[int], counts: list[int], ids: np.ndarray, wanted: np.ndarray, out: np.ndarray,
-             drops: list | None = None) -> None:
+             drops: list | None = None, pinned: np.ndarray | None = None) -> None:
         """Appends counts[b] of the N ids to each sequence; out [wanted, V] gets the logits of the rows `wanted`.
 
         The sequences change all at once, at the end. If a signal's handler fed one meanwhile, the feed begins again.
-        `drops` gets each layer's pairs (row, position) of tokens that left it, int32 [n, 2].
+        `drops` gets each layer's pairs (row, position) of tokens that left it, int32 [n, 2]. `pinned`, bool [N], marks
+        the tokens that no layer drops.
         Raises ValueError, CacheFull or MemoryError; no sequence has changed then.
         """
         committed = False
         while not committed:
-            batch = self._cache.reserve(handles, counts)
+            batch = self._cache.reserve(handles, counts, pinned)
             draft = self._cache.draft(batch)
             out[...], dropped = self.walk(draft, ids, wanted)
             committed = self._cache.commit(batch, draft)

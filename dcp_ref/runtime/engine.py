@@ -14,6 +14,7 @@ from dcp_ref.runtime import kernels
 from dcp_ref.runtime.cache import KVCache
 from dcp_ref.runtime.checks import Stats
 from dcp_ref.runtime.decoder import Decoder
+from dcp_ref.runtime.pins import pinned_rows
 from dcp_ref.runtime.precision import check_storage
 
 BACKENDS = ("native", "numpy")
@@ -80,7 +81,7 @@ class Engine:
 
     def feed(
         self, sequences: Iterable[int], token_lists: Iterable[Iterable[int]], logits: str = "last",
-        drops: list[np.ndarray] | None = None,
+        drops: list[np.ndarray] | None = None, pinned: Iterable[bool | Iterable[bool]] | None = None,
     ) -> list[np.ndarray]:
         """Append token_lists[b] to sequences[b]; any number of tokens each. Returns float32 logits, a fresh array each.
 
@@ -88,20 +89,23 @@ class Engine:
         `drops`, a list, gets one array a layer, int32 [n, 2]: the pairs (row, position) of tokens that left this layer,
         in ascending order. Rows count the tokens of this call, those of the first sequence first; a position is one in
         the row's own sequence. The arrays may be views of a larger one: copy those that are kept.
+        `pinned` has an entry for each sequence, as token_lists has: true or false for all of its tokens here, or a list
+        of bools, one a token. A pinned token is never dropped, in any layer, by any rule; and no rule counts it.
         Raises ValueError naming the culprit for an empty list, a repeated or released sequence, a token id outside
-        the vocabulary or a position >= n_positions, and CacheFull past max_cache_bytes, MemoryError; no sequence has
-        changed then.
+        the vocabulary, a position >= n_positions or pins that do not fit, and CacheFull past max_cache_bytes,
+        MemoryError; no sequence has changed then.
         """
         if logits not in ("last", "all"):
             raise ValueError(f'logits must be "last" or "all", not {logits!r}')
         sequences, rows = list(sequences), list(map(np.asarray, token_lists))  # they may themselves use this engine
         ids = self._checked(sequences, rows)
         counts = list(map(len, rows))
+        pins = pinned_rows(pinned, sequences, counts)
         ends = np.cumsum(counts)
         wanted = ends - 1 if logits == "last" else np.arange(ends[-1])
         out = self._rows(len(wanted), self.config.vocab_size)
         result = list(out) if logits == "last" else np.split(out, ends[:-1])  # now: nothing may fail after the feed
-        self._decoder.feed(sequences, counts, ids, wanted, out, drops)
+        self._decoder.feed(sequences, counts, ids, wanted, out, drops, pins)
         return result
 
     def live_positions(self, sequence: int, layer: int) -> np.ndarray:  # -> int64 [N]

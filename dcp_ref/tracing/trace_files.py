@@ -32,7 +32,7 @@ def save_trace(trace: "Trace", path: str | PathLike[str]) -> None:
     `trace.drops` does."""
     header = {name: getattr(trace, name) for name in PLAIN} | {
         "config": dataclasses.asdict(trace.config), "policy": dataclasses.asdict(trace.policy),
-        "texts": list(trace.texts), "weights_hash": trace.weights_hash}
+        "texts": list(trace.texts), "pinned": list(trace.pinned), "weights_hash": trace.weights_hash}
     arrays: dict[str, np.ndarray] = {"ids": trace.ids, "lifetime": trace.lifetime}
     arrays |= {"score": trace.drops.score, "margin": trace.drops.margin, "reason": trace.drops.reason}
     if trace.scores:
@@ -63,7 +63,7 @@ def load(path: str | PathLike[str]) -> "Trace":
         config, policy = Config.from_dict(header["config"]), Policy(**header["policy"])
         ids, lifetime, texts = arrays["ids"], arrays["lifetime"], tuple(header["texts"])
         trace = Trace(config, ids, texts, policy=policy, lifetime=lifetime, hash_in_file=header["weights_hash"],
-                      **{name: header[name] for name in PLAIN})
+                      pinned=tuple(header.get("pinned", ())), **{name: header[name] for name in PLAIN})
         _check(trace)
         layer, position, by = rows_that_dropped(lifetime)
         known: dict[str, Any] = {"drops": Drops(layer, position, by, *(arrays[n] for n in Drops._fields[3:]))}
@@ -125,6 +125,8 @@ def _check(trace: "Trace") -> None:
         raise ValueError("texts or names are no strings")
     if not 0 < trace.prompt_tokens <= T or (trace.scores and not trace.policy.learned):
         raise ValueError("prompt_tokens or scores are impossible")
+    if any(type(j) is not int or not 0 <= j < T or (trace.left[:, j] < T).any() for j in trace.pinned):
+        raise ValueError("pinned is impossible")
     if (lifetime < 1).any() or (trace.left > T).any():
         raise ValueError("lifetime is impossible")
 

@@ -30,15 +30,15 @@ def margins():
     found: list[float] = []
     decode, drops = KVCache._decode, Policy.drops
 
-    def watched_decode(self, t, x, row, scale):
+    def watched_decode(self, t, x, row, scale, pinned):
         if self.policy.learned and len(t.position):
             s = t.k_int @ x.q_int[row] / math.sqrt(t.k_int.shape[1]) + x.beta
             found.append(np.abs(s).min())
-        return decode(self, t, x, row, scale)
+        return decode(self, t, x, row, scale, pinned)
 
-    def watched_drops(self, i, position, attention):
-        out = drops(self, i, position, attention)
-        candidates = ~self.stays(i, position)
+    def watched_drops(self, i, position, attention, kept):
+        out = drops(self, i, position, attention, kept)
+        candidates = ~(self.stays(i, position) | kept)
         if self.heavy and out.any() and not out[candidates].all():
             found.append(attention[candidates & ~out].min() - attention[out].max())
         return out

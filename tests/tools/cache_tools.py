@@ -132,10 +132,10 @@ def page_bytes(config, page_slots=32, kv="float32", policy=None):
     return NativeCache(config, page_slots, kv=kv, policy=policy)._pages.page_bytes
 
 
-def walk_layers(cache, sequences, counts, inputs, first=0, policy=None):
+def walk_layers(cache, sequences, counts, inputs, first=0, policy=None, pinned=None):
     """Feed rows first, first + 1, ... of the inputs to every layer; returns the (out, dropped) of each."""
     config, inherited, results = cache.config, None, []
-    batch = cache.reserve(sequences, counts)
+    batch = cache.reserve(sequences, counts, pinned)
     for layer in range(config.n_layer):
         arguments = inputs.rows(config, policy, layer, first, first + sum(counts))
         results.append(cache.step(layer, batch, *arguments, inherited))

@@ -85,9 +85,10 @@ void dcp_slots_keep(dcp_slots *slots, const uint32_t *bitmap); /* makes the slot
  *     (window == 0  or  i - j < window  or  j < first  or  stride divides j  or  j is a heavy hitter)
  * and, under propagate_in_depth, no earlier layer dropped it. No dropped token comes back. Stride 0 divides nothing.
  * Heavy hitters, if by_attention: the `heavy` tokens with most attention, of those that no other condition keeps.
- * But a pinned token stays whatever the rules say, and is none of the heavy hitters. */
+ * Budget: while more than `budget` of these have i - j > delay, the one of them with the lowest s leaves, the earliest of
+ * equals first. But a pinned token stays whatever the rules say: no heavy hitter, and not counted in a budget. */
 typedef struct {
-    size_t window, first, stride, heavy, delay;
+    size_t window, first, stride, heavy, budget, delay; /* a budget of 0 is none */
     int by_attention;
     float threshold;
 } dcp_policy;

@@ -10,7 +10,7 @@ import numpy as np
 
 from dcp_ref.block import NUMPY, Kernels, Params, block, block_backward, block_params
 from dcp_ref.config import Config
-from dcp_ref.interaction import sparsity, sparsity_backward
+from dcp_ref.interaction import check_threshold, sparsity, sparsity_backward
 from dcp_ref.layers import (
     distillation,
     distillation_backward,
@@ -20,7 +20,7 @@ from dcp_ref.layers import (
     layer_norm_backward,
     project_backward,
 )
-from dcp_ref.policies import Policy, check_threshold, for_model
+from dcp_ref.policies import Policy, for_model
 
 
 class Forward(NamedTuple):

@@ -56,9 +56,9 @@ def add_rule(p: argparse.ArgumentParser) -> None:
     add = p.add_argument
     add("--backend", choices=sorted(BACKENDS), help="C (native) or NumPy (default: native if it is built)")
     add("--policy", metavar="RULE",
-        help=f"the rule that drops tokens: {policies.FORMS}. The last four keep the W newest tokens and, besides, "
-             "nothing, each STRIDE-th, the FIRST oldest, or the N most attended to (default: learned if the model has "
-             "a learned rule, else dense)")
+        help=f"the rule that drops tokens: {policies.FORMS}. Those with a W keep the W newest tokens and, besides, "
+             "nothing, each STRIDE-th, the FIRST oldest, or the N most attended to; learned:N is learned, and holds at "
+             "most N earlier tokens in each layer (default: learned if the model has a learned rule, else dense)")
     add("--threshold", type=float, default=0.0, metavar="T",
         help="the learned rule drops a token unless its score is above T: lower keeps more (default: 0)")
 

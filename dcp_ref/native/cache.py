@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from dcp_ref.config import Config
+from dcp_ref.interaction import float32_threshold
 from dcp_ref.native.extension import STORAGE, available, ffi, lib, missing, pointer, rows, strided
 from dcp_ref.native.memory import Batch, Memory, Pages, Sequence, check_page_slots
-from dcp_ref.policies import BY_POSITION, Policy, float32_threshold, for_model
+from dcp_ref.policies import BY_POSITION, Policy, for_model
 from dcp_ref.runtime import checks
 from dcp_ref.runtime.checks import Handles, Stats
 from dcp_ref.runtime.lock import ForkAwareLock, InterpreterEnds, locked
@@ -32,7 +33,7 @@ class NativeCache:
         self.config, self.page_slots = config, check_page_slots(page_slots)
         max_bytes = checks.check_max_bytes(max_bytes)
         self.kv, self.policy = check_storage("kv", kv), for_model(config, policy)
-        self.threshold = float32_threshold(threshold, self.policy)
+        self.threshold = float32_threshold(threshold, self.policy.learned)
         shape = ffi.new("dcp_shape *", {
             "layers": config.n_layer, "positions": config.n_positions, "heads": config.n_head,
             "head_dim": config.head_dim, "rank": self.policy.rank(config), "page_slots": self.page_slots,
@@ -49,7 +50,7 @@ class NativeCache:
         policy, config = self.policy, self.config
         fields = {name: getattr(policy, name) or 0 for name in BY_POSITION}
         return ffi.new("dcp_policy *", fields | {
-            "heavy": policy.heavy or 0, "by_attention": policy.heavy is not None,
+            "heavy": policy.heavy or 0, "budget": policy.budget or 0, "by_attention": policy.heavy is not None,
             "delay": min(config.int_delay, config.n_positions), "threshold": self.threshold})
 
     @locked

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dcp_ref.config import Config
-from dcp_ref.policies import Policy, float32_threshold, for_model
+from dcp_ref.interaction import float32_threshold
+from dcp_ref.policies import Policy, for_model
 from dcp_ref.runtime.checks import (
     Handles,
     Stats,
@@ -59,7 +60,7 @@ class KVCache:
                  policy: Policy | None = None, threshold: float = 0.0) -> None:
         self.config, self.max_bytes = config, check_max_bytes(max_bytes)
         self.kv, self.policy = check_storage("kv", kv), for_model(config, policy)
-        self.threshold = float32_threshold(threshold, self.policy)
+        self.threshold = float32_threshold(threshold, self.policy.learned)
         self.lock = ForkAwareLock("cache")
         self._sequences = Handles()  # each a list of one Tokens a layer
         rank = self.policy.rank(config)
@@ -152,14 +153,15 @@ class KVCache:
                 ) -> tuple[Tokens, np.ndarray, np.ndarray]:
         """The next token i of a sequence in a layer: the tokens then, the positions that left, attention's output."""
         i, position = tokens.seen, tokens.position
-        gone = np.isin(position, x.inherited[x.inherited[:, 0] == row, 1])  # (0)
+        gone, s = np.isin(position, x.inherited[x.inherited[:, 0] == row, 1]), None  # (0)
         if self.policy.learned:
             s = tokens.k_int @ x.q_int[row] / math.sqrt(tokens.k_int.shape[1]) + x.beta  # (1)
             recent = i - position <= self.config.int_delay
             gone |= ~(s > self.threshold) & ~recent  # (2); a tie or a NaN drops
         gone &= ~tokens.pinned
-        left = np.flatnonzero(~gone)  # heavy hitters are chosen among these
-        gone[left] = self.policy.drops(i, position[left], tokens.attention[left], tokens.pinned[left])
+        left = np.flatnonzero(~gone)  # what the other rules choose among
+        gone[left] = self.policy.drops(i, position[left], tokens.attention[left], tokens.pinned[left],
+                                       None if s is None else s[left], self.config.int_delay)
         tokens = tokens.without(gone).insert(x.k[row], x.v[row], x.k_int[row], pinned)  # (3)
         out, weights = attend(x.q[row], tokens.k, tokens.v, self.config.n_head, scale)  # (4)
         return tokens._replace(attention=tokens.attention + weights), position[gone], out

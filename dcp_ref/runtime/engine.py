@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from dcp_ref.checkpoints.weights import Model
-from dcp_ref.policies import Policy, check_threshold, for_model
+from dcp_ref.interaction import check_threshold
+from dcp_ref.policies import Policy, for_model
 from dcp_ref.runtime import kernels
 from dcp_ref.runtime.cache import KVCache
 from dcp_ref.runtime.checks import Stats

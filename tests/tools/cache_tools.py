@@ -8,11 +8,11 @@ from dcp_ref import native, policies
 from dcp_ref.config import Config
 from dcp_ref.native.cache import NativeCache
 from dcp_ref.native.extension import ffi, lib
-from dcp_ref.policies import Policy, heavy_hitters, sinks, strided, window
+from dcp_ref.policies import Policy, budget, heavy_hitters, sinks, strided, window
 from dcp_ref.runtime.cache import KVCache
 
 CACHES = [KVCache, NativeCache] if native.available() else [KVCache]
-FORMS = ("dense", "learned", "window", "strided", "sinks", "heavy_hitters")
+FORMS = ("dense", "learned", "window", "strided", "sinks", "heavy_hitters", "budget")
 
 
 def with_pages(make, config, page_slots, **options):
@@ -36,12 +36,12 @@ def thresholds(draw, config, policy=None):
 
 
 @st.composite
-def any_policies(draw, forms=(*FORMS, "heavy_hitters", "mixed")):
+def any_policies(draw, forms=(*FORMS, "heavy_hitters", "budget", "mixed")):
     """One of the forms that a command line takes, or all of them at once, with small numbers."""
     small, w = st.integers(0, 5), draw(st.integers(1, 6))
     return {"dense": lambda: policies.dense, "learned": lambda: policies.learned, "window": lambda: window(w),
             "strided": lambda: strided(w, draw(small)), "sinks": lambda: sinks(draw(small), w),
-            "heavy_hitters": lambda: heavy_hitters(draw(small), w),
+            "heavy_hitters": lambda: heavy_hitters(draw(small), w), "budget": lambda: budget(w),
             "mixed": lambda: Policy("mixed", draw(st.booleans()), w, draw(small), draw(small), draw(st.none() | small)),
             }[draw(st.sampled_from(forms))]()
 

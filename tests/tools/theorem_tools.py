@@ -35,6 +35,15 @@ def judged_margins(config, s, threshold):  # [B, T, T] -> [pairs]
     return np.abs(s[..., np.tri(T, k=-1 - min(config.int_delay, T), dtype=bool)] - threshold).ravel()
 
 
+def choice_margins(policy, i, position, attention, kept, s, delay, gone):
+    """How close it was between the last token that a policy's `drops` drops for another's sake, and that other."""
+    if policy.budget is not None:
+        value, counted = s, (i - position > delay) & ~np.broadcast_to(kept, position.shape)
+    else:
+        value, counted = attention, ~(policy.stays(i, position) | kept)
+    return [value[counted & ~gone].min() - value[gone].max()] if gone.any() and not gone[counted].all() else []
+
+
 def dense_with(m: Model, ids, policy=None, threshold=0.0, pinned=None):
     # [T], bool [T] -> logits [T, V], live [L, T, T]
     """The dense forward; rejects the example when a decision is so close that rounding may make it otherwise."""
@@ -46,11 +55,9 @@ def dense_with(m: Model, ids, policy=None, threshold=0.0, pinned=None):
         margins.extend(judged_margins(m.config, s, threshold))
         return s, saved
 
-    def drops(self, i, position, attention, kept=False):
-        gone = plain_drops(self, i, position, attention, kept)
-        candidates = ~(self.stays(i, position) | kept)
-        if gone.any() and not gone[candidates].all():
-            margins.append(attention[candidates & ~gone].min() - attention[gone].max())
+    def drops(self, i, position, attention, kept=False, s=None, delay=0):
+        gone = plain_drops(self, i, position, attention, kept, s, delay)
+        margins.extend(choice_margins(self, i, position, attention, kept, s, delay, gone))
         return gone
 
     with pytest.MonkeyPatch.context() as patch:

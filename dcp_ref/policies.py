@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from dcp_ref.attention import log_mask_by_rows
-from dcp_ref.choosing import all_but_highest
+from dcp_ref.choosing import all_but_highest, own_choice
 from dcp_ref.config import Config
 
 
@@ -40,9 +40,9 @@ class Policy:
 
     `learned`: drop by the score. `window`, `first`, `stride`: keep by position, as each field says; without a window,
     position drops nothing. `heavy`: the number of heavy hitters, None for no such rule. `budget`: the most earlier
-    tokens that the learned rule leaves, None for no bound.
+    tokens that the learned rule leaves, None for no bound. `rule`: a function that says which tokens leave.
     Raises ValueError, naming the field, when a value is impossible; first, stride and heavy need a window; a budget
-    needs the learned rule, alone.
+    needs the learned rule, alone; a rule of one's own is the only rule.
     """
 
     name: str
@@ -52,11 +52,14 @@ class Policy:
     stride: int = by_position(lambda i, j, stride: j % stride == 0)
     heavy: int | None = None
     budget: int | None = dataclasses.field(default=None, metadata={"least": 1})
+    rule: Callable | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.learned, bool):
             raise ValueError(f"policy {self.name}: learned must be true or false, not {self.learned!r}")
-        for field in dataclasses.fields(self)[2:]:  # the numbers
+        if self.rule is not None and (not callable(self.rule) or self.learned or self.window is not None):
+            raise ValueError(f"policy {self.name}: rule must be a function, and leave out learned and window")
+        for field in dataclasses.fields(self)[2:-1]:  # the numbers
             value, least = getattr(self, field.name), field.metadata.get("least", 0)
             if value is None and field.default is None:
                 continue
@@ -79,8 +82,8 @@ class Policy:
                              'train them with dcp-ref train, or choose another policy, such as "window:128"')
 
     def rank(self, config: Config) -> int:
-        """The width of the interaction keys that a slot holds: r, or 0 when nothing is dropped by its score."""
-        return (config.int_n_embd or 0) if self.learned else 0
+        """The width of the interaction keys that a slot holds: r, or 0 where no rule asks for scores."""
+        return (config.int_n_embd or 0) if self.learned or self.rule else 0
 
     def stays(self, i, j):  # integers that broadcast -> bool
         """The rules by position: whether token j stays when token i arrives, heavy hitter or not."""
@@ -93,7 +96,7 @@ class Policy:
     @property
     def by_rows(self) -> bool:
         """Whether what a row drops depends on what earlier rows did, beyond what has left."""
-        return self.heavy is not None or self.budget is not None
+        return any(field is not None for field in (self.heavy, self.budget, self.rule))
 
     def drops(self, i: int, position, attention, kept=False, s=None, delay: int = 0) -> np.ndarray:
         # [N], [N], bool [N], [N] -> bool [N]
@@ -102,6 +105,8 @@ class Policy:
         `position` ascends; `attention` is what rows before i gave to each token, heads summed. Of two tokens with equal
         attention the later stays. `kept` ones are no candidates. `s` are the scores, where there are any.
         """
+        if self.rule is not None:
+            return own_choice(self.name, self.rule, i, position, s, attention, np.broadcast_to(kept, len(position)))
         if self.budget is not None:
             return all_but_highest(self.budget, s, (i - position <= delay) | kept)
         return all_but_highest(self.heavy or 0, attention, self.stays(i, position) | kept)
@@ -157,6 +162,11 @@ def heavy_hitters(n: int, w: int) -> Policy:
 def budget(n: int) -> Policy:
     """The learned rule, and of what it leaves in each layer the n earlier tokens with the highest scores."""
     return Policy(f"learned:{n}", learned=True, budget=n)
+
+
+def rule(name: str, function: Callable) -> Policy:
+    """A rule of one's own: function(i, positions, scores, attention) says which tokens leave (choosing.own_choice)."""
+    return Policy(str(name), rule=function)
 
 
 _FORMS: dict[str, Callable[..., Policy]] = {

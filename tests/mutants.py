@@ -39,6 +39,7 @@ CACHE, DECODER, LOCK = (f"dcp_ref/runtime/{name}.py" for name in ("cache", "deco
 NATIVE_CACHE, NATIVE_DECODER, MEMORY = (f"dcp_ref/native/{name}.py" for name in ("cache", "decoder", "memory"))
 ENGINE, BINDING = ("tests/runtime/test_engine.py",), ("tests/native/test_native.py",)
 WALKS, BETWEEN = ("tests/native/test_decoder.py",), ("tests/runtime/test_reentry.py",)
+OWN_RULE = ("tests/runtime/test_own_rule.py",)
 PINS = ("tests/runtime/test_pins.py",)
 INTERRUPTED = ("tests/native/test_interrupted.py",)
 JUDGE = "csrc/judge.c"
@@ -163,6 +164,16 @@ MUTANTS = [
     Mutant("of equals the later leaves", "dcp_ref/choosing.py", "counted[np.argsort(value[counted], kind=\"stable\")]",
            "counted[::-1][np.argsort(value[counted[::-1]], kind=\"stable\")]",
            ("tests/paper/test_policies.py", *CACHES)),
+    Mutant("a rule of one's own sees what is pinned", "dcp_ref/choosing.py", "asked = np.flatnonzero(~safe)",
+           "asked = np.arange(len(position))", OWN_RULE),
+    Mutant("a rule of one's own gets the numbers themselves", "dcp_ref/choosing.py", "s[asked], attention[asked])",
+           "s[asked], attention[: len(asked)])", OWN_RULE),
+    Mutant("a rule of one's own may answer with numbers", "dcp_ref/choosing.py", "answer.dtype != bool or ", "",
+           OWN_RULE),
+    Mutant("a rule of one's own has no scores", "dcp_ref/policies.py", "if self.learned or self.rule else 0",
+           "if self.learned else 0", OWN_RULE),
+    Mutant("rows attend to what they dropped (dense)", "dcp_ref/attention.py", "log_own[i:, live[drops(",
+           "log_own[i + 1 :, live[drops(", (*CACHES, *OWN_RULE)),
     Mutant("a budget counts what is safe", "dcp_ref/policies.py", "self.budget, s, (i - position <= delay)",
            "self.budget, s, (i - position <= 0 * delay)", ("tests/paper/test_policies.py", *CACHES)),
     Mutant("a reused slot keeps its attention (C)", JUDGE,

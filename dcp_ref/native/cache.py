@@ -33,6 +33,8 @@ class NativeCache:
         self.config, self.page_slots = config, check_page_slots(page_slots)
         max_bytes = checks.check_max_bytes(max_bytes)
         self.kv, self.policy = check_storage("kv", kv), for_model(config, policy)
+        if self.policy.rule is not None:
+            raise ValueError(f"policy {self.policy}: a rule of one's own decodes with KVCache; C cannot ask it")
         self.threshold = float32_threshold(threshold, self.policy.learned)
         shape = ffi.new("dcp_shape *", {
             "layers": config.n_layer, "positions": config.n_positions, "heads": config.n_head,

@@ -12,7 +12,7 @@ Decoding token i in a layer:
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -153,9 +153,11 @@ class KVCache:
                 ) -> tuple[Tokens, np.ndarray, np.ndarray]:
         """The next token i of a sequence in a layer: the tokens then, the positions that left, attention's output."""
         i, position = tokens.seen, tokens.position
-        gone, s = np.isin(position, x.inherited[x.inherited[:, 0] == row, 1]), None  # (0)
-        if self.policy.learned:
+        gone = np.isin(position, x.inherited[x.inherited[:, 0] == row, 1])  # (0)
+        s: Any = None
+        if tokens.k_int.shape[1]:
             s = tokens.k_int @ x.q_int[row] / math.sqrt(tokens.k_int.shape[1]) + x.beta  # (1)
+        if self.policy.learned:
             recent = i - position <= self.config.int_delay
             gone |= ~(s > self.threshold) & ~recent  # (2); a tie or a NaN drops
         gone &= ~tokens.pinned

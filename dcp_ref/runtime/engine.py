@@ -29,6 +29,7 @@ class Engine:
     dropped. The logits and the live positions are those of the dense forward with that policy at alpha = inf.
     `threshold`: the learned rule drops a token unless its score is above the threshold. A lower threshold keeps more;
     a model is trained for 0.
+    A rule of one's own (policies.rule) decodes with NumPy's cache, and with the native backend's kernels.
     `weights` is the storage type of matrices, `kv` of keys and values: "float32", "float16" or "int8" (precision.py).
     `threads` is the most that are used, and no more than OpenMP gives (OMP_NUM_THREADS, threadpoolctl); None is all.
     `max_cache_bytes` bounds the bytes of the cache. With the native backend they are its pages, owned and free.
@@ -55,8 +56,13 @@ class Engine:
             from dcp_ref.native.cache import NativeCache
             from dcp_ref.native.decoder import NativeDecoder
 
-            self._cache, self._rows = NativeCache(self.config, threads=threads or 0, **options), native_kernels.rows
-            self._decoder = NativeDecoder(model, self._cache, weights)
+            self._rows = native_kernels.rows
+            if self.policy.rule is None:
+                self._cache = NativeCache(self.config, threads=threads or 0, **options)
+                self._decoder = NativeDecoder(model, self._cache, weights)
+            else:
+                self._cache = KVCache(self.config, **options)
+                self._decoder = Decoder(model, native_kernels, self._cache, weights, threads or 0)
         else:
             self._cache, self._rows = KVCache(self.config, **options), kernels.rows
             self._decoder = Decoder(model, kernels, self._cache, weights)

@@ -52,7 +52,7 @@ def drops_of(trace: "Trace") -> Drops:
 
 def _besides(policy: Policy) -> str:
     """The rule, besides the threshold, by which a policy drops."""
-    return "budget" if policy.budget else "heavy" if policy.heavy else "window"
+    return "rule" if policy.rule else "budget" if policy.budget else "heavy" if policy.heavy else "window"
 
 
 def left_of(lifetime: np.ndarray) -> np.ndarray:  # [L, T] -> int64 [L, T]

@@ -32,7 +32,8 @@ def save_trace(trace: "Trace", path: str | PathLike[str]) -> None:
     """Write a file for `load`; an older one is replaced whole, or not at all. Raises OSError, and ValueError as
     `trace.drops` does."""
     header = {name: getattr(trace, name) for name in PLAIN} | {
-        "config": dataclasses.asdict(trace.config), "policy": dataclasses.asdict(trace.policy),
+        "config": dataclasses.asdict(trace.config),
+        "policy": vars(trace.policy) | {"rule": trace.policy.rule is not None},
         "texts": list(trace.texts), "pinned": list(trace.pinned), "weights_hash": trace.weights_hash}
     arrays: dict[str, np.ndarray] = {"ids": trace.ids, "lifetime": trace.lifetime}
     arrays |= {"score": trace.drops.score, "margin": trace.drops.margin, "reason": trace.drops.reason}
@@ -61,7 +62,7 @@ def load(path: str | PathLike[str]) -> "Trace":
 
     header, arrays = _read(Path(path))
     try:
-        config, policy = Config.from_dict(header["config"]), Policy(**header["policy"])
+        config, policy = Config.from_dict(header["config"]), _policy(header["policy"])
         ids, lifetime, texts = arrays["ids"], arrays["lifetime"], tuple(header["texts"])
         trace = Trace(config, ids, texts, policy=policy, lifetime=lifetime, hash_in_file=header["weights_hash"],
                       pinned=tuple(header.get("pinned", ())), **{name: header[name] for name in PLAIN})
@@ -76,6 +77,15 @@ def load(path: str | PathLike[str]) -> "Trace":
         raise ValueError(f"{path}: damaged ({type(error).__name__}: {error}); trace the text again") from None
     vars(trace).update(known)  # as if they had been worked out
     return trace
+
+
+def _policy(fields: dict[str, Any]) -> Policy:
+    """The policy of a file. A file holds no functions: a rule of one's own that was read from one can only be named."""
+    def rule(*_: Any) -> None:
+        raise ValueError(f"policy {fields['name']}: this trace was read from a file, which holds no rule of one's own: "
+                         "trace the text again")
+
+    return Policy(**fields | {"rule": rule if fields.get("rule") else None})
 
 
 def hash_of(model: Model) -> str:

@@ -9,7 +9,7 @@ from dcp_ref.model import forward
 from dcp_ref.policies import Policy
 from dcp_ref.runtime.engine import BACKENDS, Engine
 
-CLOSE = {"rtol": 1e-3, "atol": 1e-3}  # logits in float32, summed in another order
+RTOL, ATOL = 1e-3, 1e-3  # logits in float32, summed in another order
 
 
 def check_policy(policy: Policy, model: Model, ids: Sequence[int], threshold: float = 0.0,
@@ -35,4 +35,4 @@ def check_policy(policy: Policy, model: Model, ids: Sequence[int], threshold: fl
                     wanted = np.flatnonzero(mask[layer, 0, i, : i + 1] > 0).tolist()
                     assert live == wanted, (f"policy {policy}, {where}: after token {i}, layer {layer} holds {live}, "
                                             f"and the dense forward keeps {wanted}")
-                np.testing.assert_allclose(got, logits[0, part], **CLOSE, err_msg=f"policy {policy}, {where}: logits")
+                np.testing.assert_allclose(got, logits[0, part], RTOL, ATOL, err_msg=f"policy {policy}, {where}")

@@ -15,7 +15,7 @@ from cffi import FFI
 SOURCES = [f"csrc/{name}.c" for name in (
     "slots", "cache", "judge", "attend", "step", "decode", "linear", "layers", "threads",
     "training_attention", "training_lanes", "training_mask", "training_elementwise")]
-HEADERS = [f"csrc/{name}.h" for name in ("dcp", "training")]
+HEADERS = [f"csrc/{name}.h" for name in ("kernels", "dcp", "training")]
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []  # elsewhere the compiler may not have it: one thread
 EXPORTS = ["-Wl,--version-script=csrc/exports.map"] if sys.platform == "linux" else []
 # Where the loader picks AVX-512, in full width: twelve rows of sums then fit the registers.
@@ -26,7 +26,7 @@ for header in HEADERS:
     ffibuilder.cdef((Path(__file__).resolve().parent / header).read_text(encoding="ascii"))
 ffibuilder.set_source(
     "dcp_ref._native",
-    '#include <stddef.h>\n#include <stdint.h>\n#include "dcp.h"\n#include "training.h"',
+    '#include <stddef.h>\n#include <stdint.h>\n#include "kernels.h"\n#include "dcp.h"\n#include "training.h"',
     sources=SOURCES,
     depends=[*HEADERS, "csrc/common.h", "csrc/tile.h", "csrc/step.h", "csrc/training_lanes.h", "csrc/exports.map"],
     include_dirs=["csrc"],

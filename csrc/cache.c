@@ -39,10 +39,16 @@ int dcp_cache_init(dcp_cache *cache, const dcp_shape *shape, const dcp_policy *p
     return DCP_OK;
 }
 
-/* The sequence, its layers, their pages' addresses, their bitmaps. */
+/* The words of a bitmap with a bit for each position. */
+static size_t position_words(const dcp_cache *cache)
+{
+    return (cache->shape.positions + 31) / 32;
+}
+
+/* The sequence, its layers, their pages' addresses, their bitmaps, which tokens are pinned. */
 size_t dcp_sequence_bytes(const dcp_cache *cache)
 {
-    return sizeof(dcp_sequence) +
+    return sizeof(dcp_sequence) + position_words(cache) * sizeof(uint32_t) +
            cache->shape.layers * (sizeof(dcp_slots) + cache->list_pages * (sizeof(dcp_page) + sizeof(uint32_t)));
 }
 
@@ -55,6 +61,8 @@ dcp_sequence *dcp_sequence_init(const dcp_cache *cache, void *memory)
     for (size_t l = 0; l < cache->shape.layers; l++)
         sequence->layer[l] = (dcp_slots){.page = page + l * cache->list_pages,
                                          .bitmap = bitmap + l * cache->list_pages};
+    sequence->pinned = bitmap + cache->shape.layers * cache->list_pages;
+    memset(sequence->pinned, 0, position_words(cache) * sizeof(uint32_t));
     return sequence;
 }
 
@@ -79,6 +87,8 @@ int dcp_sequence_fork(dcp_cache *cache, dcp_sequence *child, const dcp_sequence 
         to->seen = from->seen;
         dcp_slots_keep(to, from->bitmap);
     }
+    child->pins = parent->pins;
+    memcpy(child->pinned, parent->pinned, position_words(cache) * sizeof(uint32_t));
     return DCP_OK;
 }
 

@@ -14,6 +14,7 @@
 #define omp_get_thread_num() 0
 #define omp_get_max_threads() 1
 #endif
+#include "kernels.h"
 #include "dcp.h"
 
 /* On x86-64 each kernel is compiled for AVX-512, for AVX2 and for neither; elsewhere once, for the compiler's default.

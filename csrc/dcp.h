@@ -1,6 +1,6 @@
-/* dcp.h - GPT-2 with a pruned key-value cache: the manual of the C API. Include <stddef.h> and <stdint.h> before it;
- * cffi parses it too, so it has declarations only. examples/decode_in_c/ is a program that uses it. Read on in slots.c,
- * cache.c, judge.c, attend.c, step.c, decode.c; linear.c, layers.c, threads.c.
+/* dcp.h - GPT-2 with a pruned key-value cache: the manual of the C API. Include <stddef.h>, <stdint.h> and "kernels.h"
+ * before it; cffi parses it too, so it has declarations only. examples/decode_in_c/ is a program that uses it. Read on
+ * in slots.c, cache.c, judge.c, attend.c, step.c, decode.c.
  *
  * A token takes one slot in each layer of its sequence. Slots come in pages of `page_slots`. Each (layer, sequence)
  * owns the pages that its live tokens need, and takes them from one pool. The picture shows the pages of one (layer,
@@ -84,9 +84,11 @@ void dcp_slots_keep(dcp_slots *slots, const uint32_t *bitmap); /* makes the slot
  *     (rank == 0  or  s > threshold  or  i - j <= delay)  and
  *     (window == 0  or  i - j < window  or  j < first  or  stride divides j  or  j is a heavy hitter)
  * and, under propagate_in_depth, no earlier layer dropped it. No dropped token comes back. Stride 0 divides nothing.
- * Heavy hitters, if by_attention: the `heavy` tokens with most attention, of those that no other condition keeps. */
+ * Heavy hitters, if by_attention: the `heavy` tokens with most attention, of those that no other condition keeps.
+ * Budget: while more than `budget` of these have i - j > delay, the one of them with the lowest s leaves, the earliest of
+ * equals first. But a pinned token stays whatever the rules say: no heavy hitter, and not counted in a budget. */
 typedef struct {
-    size_t window, first, stride, heavy, delay;
+    size_t window, first, stride, heavy, budget, delay; /* a budget of 0 is none */
     int by_attention;
     float threshold;
 } dcp_policy;
@@ -114,8 +116,9 @@ typedef struct {
 } dcp_cache;
 
 typedef struct {
-    int released;
-    dcp_slots *layer; /* [layers] */
+    int released, pins; /* whether it was; whether any token is pinned */
+    uint32_t *pinned;   /* [positions / 32, rounded up]: token j is pinned where bit j % 32 of word j / 32 is set */
+    dcp_slots *layer;   /* [layers] */
 } dcp_sequence;
 
 /* Fills an empty cache, without pages. Returns DCP_OK, or DCP_EINVAL if a size is out of range: the most is 2^24. */
@@ -125,7 +128,7 @@ int dcp_cache_init(dcp_cache *cache, const dcp_shape *shape, const dcp_policy *p
 size_t dcp_sequence_bytes(const dcp_cache *cache);
 dcp_sequence *dcp_sequence_init(const dcp_cache *cache, void *memory);
 
-/* Copies the parent's tokens to a child without tokens, into the same slots of free pages. Returns DCP_OK; DCP_EINVAL
+/* Copies the parent's tokens, and which are pinned, to a child without tokens, into the same slots of free pages. Returns DCP_OK; DCP_EINVAL
  * if one of the two was released; DCP_ENOROOM if there are fewer free pages than the parent owns. */
 int dcp_sequence_fork(dcp_cache *cache, dcp_sequence *child, const dcp_sequence *parent);
 
@@ -154,6 +157,7 @@ typedef struct {
     float scale, beta;          /* q . k is multiplied by scale; beta is added to each interaction score */
     const int32_t *inherited;   /* [pairs, 2]: (row, position) dropped by the layer before; rows ascend */
     size_t pairs;               /* 0 unless propagate_in_depth */
+    const uint8_t *pinned;      /* [rows]: 1 for a token that is never dropped, the same in all layers; NULL: none is */
 } dcp_input;
 
 size_t dcp_step_bytes(const dcp_cache *cache, const size_t *count, size_t batch); /* of workspace, for dcp_step */
@@ -166,42 +170,6 @@ size_t dcp_step_bytes(const dcp_cache *cache, const size_t *count, size_t batch)
  * large; DCP_ENOROOM if there are too few free pages or bytes of workspace. */
 ptrdiff_t dcp_step(float *out, int32_t *dropped, dcp_cache *cache, const dcp_input *input, void *workspace,
                    size_t bytes);
-
-/* ---- linear.c, layers.c: the other kernels. `threads` is the most they use, 0 for all that OpenMP gives. ---- */
-
-/* Floats from the start of a row of n numbers to the next row: n, or n + 16 if n is a multiple of 1024. Without
- * padding, rows that are a multiple of 4096 bytes apart would compete for the same few lines of the nearest cache. */
-size_t dcp_stride(size_t n);
-
-/* W [n_in, n_out] in panels of 32 columns: panel [n_out / 32, n_in / shared, 32, shared], both rounded up, padded with
- * zeros. `shared` rows stand side by side in one 32-bit word: 1 of float32, 2 of float16, 4 of int8. */
-typedef struct {
-    size_t n_in, n_out;
-    int type;                  /* how the panels are stored */
-    const void *panel;
-    const float *scale, *bias; /* [n_out]: scales of the columns, NULL unless DCP_INT8; bias, or NULL */
-} dcp_matrix;
-
-/* Fills a float32 matrix from w [n_in, n_out], row by row: packs w into `panels`, dcp_matrix_bytes, aligned to 64
- * bytes. The matrix keeps pointing to panels and bias, not to w. */
-size_t dcp_matrix_bytes(size_t n_in, size_t n_out);
-void dcp_matrix_pack(dcp_matrix *matrix, float *panels, const float *w, size_t n_in, size_t n_out, const float *bias);
-
-/* y [rows, n_out] = x [rows, n_in] W + bias, + add [rows, n_out] if that is not NULL (it may be y). Sums over n_in in
- * order, so that a row of y does not depend on the other rows. */
-void dcp_linear(float *y, const float *x, const float *add, const dcp_matrix *w, size_t rows, size_t threads);
-
-/* y [rows, n] = (x - mean) / sqrt(variance + epsilon) * gain + bias, row by row; y may be x. */
-void dcp_layer_norm(float *y, const float *x, const float *gain, const float *bias, float epsilon, size_t rows,
-                    size_t n, size_t threads);
-
-enum { DCP_GELU_NEW, DCP_GELU, DCP_RELU };
-/* y [n] = the activation of x [n]; y may be x. Rows do not matter here: n counts padding between rows too. */
-void dcp_activation(float *y, const float *x, int kind, size_t n, size_t threads);
-
-/* y [rows, n_in] = column ids[row] of wte [n_in, V] + row positions[row] of wpe [.., n_in]. */
-void dcp_embedding(float *y, const int64_t *ids, const int64_t *positions, const dcp_matrix *wte, const float *wpe,
-                   size_t rows, size_t threads);
 
 /* ---- decode.c: tokens in, logits out. ---- */
 
@@ -230,6 +198,7 @@ typedef struct {
     int32_t *dropped; /* NULL, or [layers, room, 2]: gets each layer's pairs (row, position), as from dcp_step */
     size_t *pairs;    /* [layers]: gets how many pairs each layer has; not used if dropped is NULL */
     size_t room;      /* at least the tokens of all sequences, seen and new */
+    const uint8_t *pinned; /* as in dcp_input */
 } dcp_feed;
 
 size_t dcp_decode_bytes(const dcp_cache *cache, const dcp_model *model, const dcp_feed *feed); /* of workspace */
@@ -240,11 +209,3 @@ size_t dcp_decode_bytes(const dcp_cache *cache, const dcp_model *model, const dc
  * (dcp_more_pages of all layers), bytes of workspace, or room. */
 int dcp_decode(float *logits, dcp_cache *cache, const dcp_model *model, const dcp_feed *feed, void *workspace,
                size_t bytes);
-
-/* threads.c: the threads of a kernel that may use `threads`: those that OpenMP can start; one in a forked child. */
-size_t dcp_threads(size_t threads);
-
-/* The kernels' instruction set, at first the best: "avx512f", "avx2" or "baseline". Only while no other function runs,
- * another one can be chosen. Returns DCP_OK, or DCP_EINVAL if it is unknown, or not here. */
-const char *dcp_simd_level(void);
-int dcp_simd_choose(const char *level);

@@ -129,7 +129,7 @@ static void attention(buffers *b, dcp_cache *cache, const dcp_model *model, size
         .layer = l, .batch = feed->batch, .sequence = feed->sequence, .start = b->start, .count = feed->count,
         .q = b->qkv, .k = b->qkv + C, .v = b->qkv + 2 * C, .q_int = b->qk_int, .k_int = b->qk_int + r,
         .stride = dcp_stride(3 * C), .int_stride = dcp_stride(2 * r), .scale = p->scale, .beta = p->beta,
-        .inherited = b->inherited, .pairs = model->propagate_in_depth ? *pairs : 0};
+        .inherited = b->inherited, .pairs = model->propagate_in_depth ? *pairs : 0, .pinned = feed->pinned};
     const size_t bytes = dcp_step_bytes(cache, feed->count, feed->batch);
     *pairs = (size_t)dcp_step(b->y, b->dropped, cache, &input, b->step, bytes);
     if (feed->dropped != NULL) {

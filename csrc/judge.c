@@ -21,6 +21,20 @@ static void report(span *s, int32_t row, int32_t position)
     s->n_dropped++;
 }
 
+/* Those of these slots of page p whose tokens are not pinned. */
+static uint32_t unpinned(const span *s, size_t p, uint32_t slots)
+{
+    if (s->pinned == NULL)
+        return slots;
+    uint32_t result = slots;
+    for (uint32_t bits = slots; bits != 0; bits &= bits - 1) {
+        const int32_t j = position_in(s, p, bits);
+        if (s->pinned[j / 32] >> j % 32 & 1)
+            result &= ~(bits & -bits);
+    }
+    return result;
+}
+
 /* Clears these bits of page p in the row's bitmap, and reports their tokens. */
 static void drop(span *s, uint32_t *live, size_t p, uint32_t gone, size_t row)
 {
@@ -35,7 +49,7 @@ static void drop_position(span *s, uint32_t *live, int32_t position, size_t row)
     for (size_t p = 0; p < s->slots->pages; p++)
         for (uint32_t bits = live[p]; bits != 0; bits &= bits - 1)
             if (position_in(s, p, bits) == position) {
-                drop(s, live, p, bits & -bits, row);
+                drop(s, live, p, unpinned(s, p, bits & -bits), row);
                 return;
             }
 }
@@ -64,11 +78,11 @@ static void drop_scored(span *s, uint32_t *live, tile *products, size_t r, size_
         for (uint32_t bits = live[p] & ~keep; bits != 0; bits &= bits - 1)
             if (i - (size_t)position_in(s, p, bits) <= policy->delay)
                 keep |= bits & -bits;
-        drop(s, live, p, live[p] & ~keep, row);
+        drop(s, live, p, unpinned(s, p, live[p] & ~keep), row);
     }
 }
 
-/* The live slots of page p whose tokens no rule by position keeps when token i arrives. */
+/* The live slots of page p whose tokens are not pinned, and no rule by position keeps when token i arrives. */
 static uint32_t unsafe(const span *s, size_t p, const uint32_t *live, size_t i)
 {
     const dcp_policy *policy = &s->cache->policy;
@@ -78,7 +92,7 @@ static uint32_t unsafe(const span *s, size_t p, const uint32_t *live, size_t i)
         if (i - j >= policy->window && j >= policy->first && (policy->stride == 0 || j % policy->stride != 0))
             result |= bits & -bits;
     }
-    return result;
+    return unpinned(s, p, result);
 }
 
 /* The attention that the token in the lowest of these slots got so far, all heads together. */
@@ -90,28 +104,49 @@ static float attention_got(const span *s, size_t p, uint32_t bits)
     return sum;
 }
 
-/* Where there are more than `heavy` unsafe tokens, drops the one that got the least attention, the earliest of equals.
- * Returns whether it dropped one. */
+/* Of n tokens looked at so far, the one that ranks lowest: by `value`; of equals the earliest. */
+typedef struct {
+    size_t n, page;
+    uint32_t bit;
+    float value;
+} lowest;
+
+/* Looks at one more token, in the lowest of these slots of page p. */
+static void look_at(lowest *found, const span *s, size_t p, uint32_t bits, float value)
+{
+    if (found->n == 0 || value < found->value ||
+        (value == found->value && position_in(s, p, bits) < position_in(s, found->page, found->bit)))
+        *found = (lowest){.n = found->n, .page = p, .bit = bits & -bits, .value = value};
+    found->n++;
+}
+
+/* Where there are more than `heavy` unsafe tokens, drops the one that got the least attention. Returns whether it
+ * dropped one. */
 static int drop_lightest(span *s, uint32_t *live, size_t i, size_t row)
 {
-    size_t candidates = 0, page = 0;
-    uint32_t bit = 0;
-    float least = 0;
+    lowest found = {0};
     for (size_t p = 0; p < s->slots->pages; p++)
-        for (uint32_t bits = unsafe(s, p, live, i); bits != 0; bits &= bits - 1) {
-            const float got = attention_got(s, p, bits);
-            if (candidates == 0 || got < least ||
-                (got == least && position_in(s, p, bits) < position_in(s, page, bit))) {
-                least = got;
-                page = p;
-                bit = bits & -bits;
-            }
-            candidates++;
-        }
-    if (candidates <= s->cache->policy.heavy)
+        for (uint32_t bits = unsafe(s, p, live, i); bits != 0; bits &= bits - 1)
+            look_at(&found, s, p, bits, attention_got(s, p, bits));
+    if (found.n <= s->cache->policy.heavy)
         return 0;
-    drop(s, live, page, bit, row);
+    drop(s, live, found.page, found.bit, row);
     return 1;
+}
+
+/* Where more than `budget` live tokens came more than `delay` positions before i and are not pinned, drops the one with
+ * the lowest score. Each row adds one token to those, so one is enough. The scores are as in drop_scored. */
+static void drop_over_budget(span *s, uint32_t *live, tile *products, size_t r, size_t i, size_t row)
+{
+    const dcp_policy *policy = &s->cache->policy;
+    const float scale = 1 / sqrtf((float)s->cache->shape.rank), beta = s->input->beta;
+    lowest found = {0};
+    for (size_t p = 0; p < s->slots->pages; p++)
+        for (uint32_t bits = unpinned(s, p, live[p]); bits != 0; bits &= bits - 1)
+            if (i - (size_t)position_in(s, p, bits) > policy->delay)
+                look_at(&found, s, p, bits, products[p][r][__builtin_ctz(bits)] * scale + beta);
+    if (found.n > policy->budget)
+        drop(s, live, found.page, found.bit, row);
 }
 
 /* Drops the unsafe tokens, but not the heavy hitters among them. */
@@ -158,6 +193,8 @@ static void judge_row(span *s, uint32_t *live, tile *scores, size_t i, size_t r,
     drop_inherited(s, live, row);
     if (s->cache->shape.rank > 0)
         drop_scored(s, live, scores, r, position, row);
+    if (s->cache->policy.budget > 0)
+        drop_over_budget(s, live, scores, r, position, row);
     if (s->cache->policy.window > 0)
         drop_unsafe(s, live, position, row);
 }

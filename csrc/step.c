@@ -38,6 +38,20 @@ static int check_input(const dcp_cache *cache, const dcp_input *input, size_t by
     return DCP_OK;
 }
 
+/* Marks the pinned tokens among the rows, each at its position in its sequence. */
+static void pin_rows(const dcp_input *input)
+{
+    size_t row = 0;
+    for (size_t b = 0; b < input->batch; b++)
+        for (size_t j = input->start[b]; j < input->start[b] + input->count[b]; j++) {
+            if (input->pinned[row] != 0) {
+                input->sequence[b]->pinned[j / 32] |= UINT32_C(1) << j % 32;
+                input->sequence[b]->pins = 1;
+            }
+            row++;
+        }
+}
+
 /* Fills a span a sequence; none of its rows is done yet. */
 static void start_spans(span *spans, dcp_cache *cache, const dcp_input *input, int32_t *dropped)
 {
@@ -45,7 +59,9 @@ static void start_spans(span *spans, dcp_cache *cache, const dcp_input *input, i
     for (size_t b = 0; b < input->batch; b++) {
         while (inherited < input->pairs && input->inherited[2 * inherited] < (int32_t)row)
             inherited++;
-        spans[b] = (span){.input = input, .cache = cache, .slots = &input->sequence[b]->layer[input->layer],
+        const dcp_sequence *sequence = input->sequence[b];
+        spans[b] = (span){.input = input, .cache = cache, .slots = &sequence->layer[input->layer],
+                          .pinned = sequence->pins ? sequence->pinned : NULL,
                           .first = row, .dropped = dropped, .n_inherited = inherited};
         row += input->count[b];
         dropped += 2 * (input->start[b] + input->count[b]);
@@ -129,6 +145,8 @@ ptrdiff_t dcp_step(float *out, int32_t *dropped, dcp_cache *cache, const dcp_inp
         return error;
     const size_t most = cache->policy.by_attention ? 1 : DCP_ROUND_ROWS; /* a row's attention judges the next one */
     span *spans = (span *)(void *)((unsigned char *)workspace + tiles_bytes(cache));
+    if (input->pinned != NULL)
+        pin_rows(input);
     start_spans(spans, cache, input, dropped);
     size_t done = 0, work = next_rows(spans, input, done, most);
     while (work > 0) {

@@ -7,6 +7,7 @@ typedef struct {
     const dcp_input *input;
     dcp_cache *cache;
     dcp_slots *slots;
+    const uint32_t *pinned; /* the sequence's, by position; NULL where none of its tokens is pinned */
     size_t first, rows; /* of the input: the span's first row, and how many rows it has */
     size_t *slot_of;    /* [rows]: the slot of each row's own token */
     uint32_t *live;     /* [rows, list_pages]: the live slots while each row attends */

@@ -21,6 +21,23 @@ def attention_backward(dy, saved):  # [..., H, T, D] -> [..., H, T, D] x 3, [...
     return dq, dk, dv, da.sum(-3)  # log_i serves all heads
 
 
+def log_mask_by_rows(q, k, log_other, scale, drops):  # [H, T, D] x 2, [T, T] -> [T, T]
+    """The log mask of a rule that sees what earlier rows left and attended to: row by row, as in decoding.
+
+    drops(i, live, attention): which of the live tokens [N] row i drops, given the attention that each got from the rows
+    before, heads summed. `log_other` is the mask of what else drops.
+    """
+    T = q.shape[1]
+    log_own, attention = np.zeros((T, T), q.dtype), np.zeros(T, q.dtype)
+    for i in range(T):
+        live = np.flatnonzero(log_own[i, :i] + log_other[i, :i] > -np.inf)
+        log_own[i:, live[drops(i, live, attention[live])]] = -np.inf
+        a = (k[:, : i + 1] @ q[:, i, :, None])[..., 0] * scale  # [H, i + 1]: token i sees itself
+        p, _ = softmax(a + (log_own[i, : i + 1] + log_other[i, : i + 1]))
+        attention[: i + 1] += p.sum(0)
+    return log_own
+
+
 def split_heads(x, n_head):  # [..., T, C] -> [..., H, T, D]
     return x.reshape(*x.shape[:-1], n_head, -1).swapaxes(-3, -2)
 

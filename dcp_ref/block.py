@@ -51,8 +51,9 @@ def block(x, log_handed, p, config, layer, alpha, policy, threshold=0.0, kernels
     log_i = log_handed + log_own if config.propagate_in_depth else log_own
     qkv, saved_qkv = linear(n, p["attn.c_attn.weight"], p["attn.c_attn.bias"])
     q, k, v = (split_heads(part, config.n_head) for part in np.split(qkv, 3, axis=-1))
-    if policy.window is not None:  # another rule than the paper's, which may look at who attended to whom
-        log_rule = policy.log_mask(q, k, log_i, config.attention_scale(layer), kept)
+    if policy.window is not None or policy.by_rows:  # another rule than the paper's, or more than it
+        s = _scores(n, p)[0] if policy.rank(config) else None
+        log_rule = policy.log_mask(q, k, log_i, config.attention_scale(layer), kept, s, config.int_delay)
         log_own, log_i = log_own + log_rule, log_i + log_rule
     y, saved_attention = kernels.attention(q, k, v, log_i, config.attention_scale(layer))
     y, saved_proj = linear(merge_heads(y), p["attn.c_proj.weight"], p["attn.c_proj.bias"])
@@ -77,10 +78,14 @@ def block_backward(dx, dlog_own, dlog_later, saved, config, kernels):
     return dx + dx_attn, dlog_handed, grads
 
 
+def _scores(n, p):  # [B, T, C] -> [B, T, T]
+    return scores(n, p["attn.q_int.weight"], p["attn.k_int.weight"], p["attn.int_bias"])
+
+
 def _own_log_mask(n, p, config, alpha, policy, threshold, kernels, kept=False):  # [B, T, C] -> [B, T, T]
     if not policy.learned:  # no score drops anything
         return np.zeros((*n.shape[:-1], n.shape[-2]), n.dtype), None
-    s, saved_scores = scores(n, p["attn.q_int.weight"], p["attn.k_int.weight"], p["attn.int_bias"])
+    s, saved_scores = _scores(n, p)
     with np.errstate(over="ignore", invalid="ignore"):  # a threshold may be infinite, or so in float32
         s -= threshold  # s - t > 0 where s > t and nowhere else, rounding or not
     if kept is not False:

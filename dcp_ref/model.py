@@ -10,7 +10,7 @@ import numpy as np
 
 from dcp_ref.block import NUMPY, Kernels, Params, block, block_backward, block_params
 from dcp_ref.config import Config
-from dcp_ref.interaction import sparsity, sparsity_backward
+from dcp_ref.interaction import check_threshold, sparsity, sparsity_backward
 from dcp_ref.layers import (
     distillation,
     distillation_backward,
@@ -20,7 +20,7 @@ from dcp_ref.layers import (
     layer_norm_backward,
     project_backward,
 )
-from dcp_ref.policies import Policy, check_threshold, for_model
+from dcp_ref.policies import Policy, for_model
 
 
 class Forward(NamedTuple):
@@ -42,8 +42,8 @@ class Loss(NamedTuple):
 
 def forward(
     params: Params, ids, config: Config, alpha: float = math.inf, policy: Policy | None = None, threshold: float = 0.0,
-    kernels: Kernels = NUMPY, kept=None,
-) -> Forward:  # [B, T], bool that broadcasts to [L, B, T, T]
+    kernels: Kernels = NUMPY, kept=None, pinned=None,
+) -> Forward:  # [B, T], bool that broadcasts to [L, B, T, T], bool that broadcasts to [B, T]
     """The dense forward: every pair is scored, and what is dropped is masked. alpha = inf is inference.
 
     `interaction` is 1 on and above the diagonal, and all ones for a model without interaction weights and policy.
@@ -54,14 +54,19 @@ def forward(
     `kernels` may be those of dcp_ref.native.training, for float32: the same to rounding, and faster.
     `kept`: where kept[l, b, i, j], row i of layer l does not drop token j, whatever the rules say: keep[i, j] = 1.
     Earlier rows may have dropped it, and later rows judge it anew.
+    `pinned`: token j is never dropped where pinned[b, j]: keep[i, j] = 1 for all i > j, in every layer.
     Raises ValueError when ids are not integers [B, T] in [0, V), T exceeds n_positions, threshold is NaN, the policy
-    or the threshold needs interaction weights and there are none, kept does not fit, or the kernels do not take the
-    parameters' type; TypeError when it is no policy.
+    or the threshold needs interaction weights and there are none, kept or pinned do not fit, or the kernels do not
+    take the parameters' type; TypeError when it is no policy.
     """
     policy, ids = for_model(config, policy), _checked(ids, config)
     threshold = check_threshold(threshold, policy.learned)
     kernels.check(params)
-    kept = None if kept is None else _checked_kept(kept, (config.n_layer, *ids.shape, ids.shape[1]))
+    B, T = ids.shape
+    kept = None if kept is None else _checked_bools("kept", kept, (config.n_layer, B, T, T))
+    if pinned is not None:
+        column = _checked_bools("pinned", pinned, (B, T))[:, None]  # [B, 1, T]
+        kept = np.broadcast_to(column if kept is None else column | kept, (config.n_layer, B, T, T))
     logits, log_i, _ = _gpt2(params, ids, config, alpha, policy, threshold, kernels, kept)
     return Forward(logits, np.exp(log_i))
 
@@ -137,12 +142,12 @@ def _checked(ids, config, what="ids", lowest=0):  # -> integers [B, T]
     return ids
 
 
-def _checked_kept(kept, shape):  # -> bool [L, B, T, T]
-    kept = np.asarray(kept)
+def _checked_bools(what, x, shape):  # -> bool of this shape
+    x = np.asarray(x)
     try:
-        if kept.dtype != bool:
+        if x.dtype != bool:
             raise ValueError
-        return np.broadcast_to(kept, shape)
+        return np.broadcast_to(x, shape)
     except ValueError:
-        raise ValueError(f"kept must be booleans that broadcast to {list(shape)}, not {kept.dtype} {list(kept.shape)}"
+        raise ValueError(f"{what} must be booleans that broadcast to {list(shape)}, not {x.dtype} {list(x.shape)}"
                          ) from None

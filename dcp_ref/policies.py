@@ -7,6 +7,8 @@ When token i arrives, an earlier live token j stays iff
 
 and, under propagate_in_depth, no earlier layer dropped it. No dropped token comes back. Stride 0 divides nothing.
 Heavy hitters: the `heavy` tokens with most attention, of those that no other condition keeps.
+Budget: while more than `budget` of these have i - j > delay, the one of them with the lowest s leaves, the earliest of
+equals first. But a pinned token stays whatever the rules say: no heavy hitter, and not counted in a budget.
 
 csrc/dcp.h states the same for C. `rank` is the width of the interaction keys, 0 unless the policy is learned; `delay`
 is the config's int_delay; window == 0 is None in Python. Positions are absolute: a drop renumbers nothing.
@@ -14,17 +16,17 @@ To add a rule by position, add one field to Policy (and, for C, one to dcp_polic
 """
 
 import dataclasses
-import math
-import numbers
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from dcp_ref.attention import log_mask_by_rows
+from dcp_ref.choosing import all_but_highest, own_choice
 from dcp_ref.config import Config
-from dcp_ref.layers import softmax
 
 
 def by_position(stays: Callable, default: int | None = 0, least: int = 0) -> Any:
@@ -37,8 +39,10 @@ class Policy:
     """One way to drop tokens; `name` is what messages and `str` show.
 
     `learned`: drop by the score. `window`, `first`, `stride`: keep by position, as each field says; without a window,
-    position drops nothing. `heavy`: the number of heavy hitters, None for no such rule.
-    Raises ValueError, naming the field, when a value is impossible; first, stride and heavy need a window.
+    position drops nothing. `heavy`: the number of heavy hitters, None for no such rule. `budget`: the most earlier
+    tokens that the learned rule leaves, None for no bound. `rule`: a function that says which tokens leave.
+    Raises ValueError, naming the field, when a value is impossible; first, stride and heavy need a window; a budget
+    needs the learned rule, alone; a rule of one's own is the only rule.
     """
 
     name: str
@@ -47,18 +51,25 @@ class Policy:
     first: int = by_position(lambda i, j, first: j < first)
     stride: int = by_position(lambda i, j, stride: j % stride == 0)
     heavy: int | None = None
+    budget: int | None = dataclasses.field(default=None, metadata={"least": 1})
+    rule: Callable | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.learned, bool):
             raise ValueError(f"policy {self.name}: learned must be true or false, not {self.learned!r}")
-        for field in dataclasses.fields(self)[2:]:  # the numbers
+        if self.rule is not None and (not callable(self.rule) or self.learned or self.window is not None):
+            raise ValueError(f"policy {self.name}: rule must be a function, and leave out learned and window")
+        for field in dataclasses.fields(self)[2:-1]:  # the numbers
             value, least = getattr(self, field.name), field.metadata.get("least", 0)
             if value is None and field.default is None:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
                 raise ValueError(
                     f"policy {self.name}: {field.name} must be an integer from {least} to 2**31 - 1, not {value!r}")
-            if self.window is None and (value or field.default is None):
+            if field.name == "budget":
+                if not self.learned or self.window is not None:
+                    raise ValueError(f"policy {self.name}: learned must be true and window None where budget is given")
+            elif self.window is None and (value or field.default is None):
                 raise ValueError(f"policy {self.name}: window must be given where {field.name} is")
 
     def __str__(self) -> str:
@@ -71,8 +82,8 @@ class Policy:
                              'train them with dcp-ref train, or choose another policy, such as "window:128"')
 
     def rank(self, config: Config) -> int:
-        """The width of the interaction keys that a slot holds: r, or 0 when nothing is dropped by its score."""
-        return (config.int_n_embd or 0) if self.learned else 0
+        """The width of the interaction keys that a slot holds: r, or 0 where no rule asks for scores."""
+        return (config.int_n_embd or 0) if self.learned or self.rule else 0
 
     def stays(self, i, j):  # integers that broadcast -> bool
         """The rules by position: whether token j stays when token i arrives, heavy hitter or not."""
@@ -82,45 +93,42 @@ class Policy:
                 result |= field.metadata["stays"](i, j, number)
         return result
 
-    def drops(self, i: int, position: np.ndarray, attention: np.ndarray, kept=False) -> np.ndarray:
-        # [N], [N], bool [N] -> bool [N]
-        """Which live tokens the rules other than the learned one drop before token i is inserted.
+    @property
+    def by_rows(self) -> bool:
+        """Whether what a row drops depends on what earlier rows did, beyond what has left."""
+        return any(field is not None for field in (self.heavy, self.budget, self.rule))
+
+    def drops(self, i: int, position, attention, kept=False, s=None, delay: int = 0) -> np.ndarray:
+        # [N], [N], bool [N], [N] -> bool [N]
+        """Which live tokens leave before token i is inserted, besides those whose score is not above the threshold.
 
         `position` ascends; `attention` is what rows before i gave to each token, heads summed. Of two tokens with equal
-        attention the later stays. `kept` ones are no candidates.
+        attention the later stays. `kept` ones are no candidates. `s` are the scores, where there are any.
         """
-        gone = ~(self.stays(i, position) | kept)
-        if self.heavy:
-            candidates = np.flatnonzero(gone)
-            lightest_first = candidates[np.argsort(attention[candidates], kind="stable")]  # a tie: the earlier first
-            gone[lightest_first[-self.heavy :]] = False
-        return gone
+        if self.rule is not None:
+            return own_choice(self.name, self.rule, i, position, s, attention, np.broadcast_to(kept, len(position)))
+        if self.budget is not None:
+            return all_but_highest(self.budget, s, (i - position <= delay) | kept)
+        return all_but_highest(self.heavy or 0, attention, self.stays(i, position) | kept)
 
-    def log_mask(self, q, k, log_other, scale, kept=False):
-        # [B, H, T, D] x 2, [B, T, T] or 0.0, bool [B, T, T] or False -> [B, T, T]
-        """What the rules other than the learned one drop in a dense forward: 0 is kept, -inf is gone.
+    def log_mask(self, q, k, log_other, scale, kept=False, s=None, delay=0):
+        # [B, H, T, D] x 2, [B, T, T] or 0.0, bool [B, T, T] or False, [B, T, T] or None -> [B, T, T]
+        """What `drops` drops in a dense forward: 0 is kept, -inf is gone.
 
         `log_other` is the mask of what else drops: the learned scores, and earlier layers under `propagate_in_depth`.
-        Row i does not drop token j where kept[i, j]. Only heavy hitters depend on q and k: row by row, as in decoding.
+        Row i does not drop token j where kept[i, j].
         """
         B, _, T, _ = q.shape
-        if self.heavy is None:
+        if not self.by_rows:
             i = np.arange(T)
             gone = np.logical_or.accumulate(~(self.stays(i[:, None], i) | kept), axis=-2)
             return np.broadcast_to(np.where(gone, -np.inf, 0).astype(q.dtype), (B, T, T))
         log_other, kept = (np.broadcast_to(x, (B, T, T)) for x in (log_other, kept))
-        return np.stack([self._heavy_log_mask(*one, scale) for one in zip(q, k, log_other, kept, strict=True)])
 
-    def _heavy_log_mask(self, q, k, log_other, kept, scale):  # [H, T, D] x 2, [T, T] x 2 -> [T, T]
-        T = q.shape[1]
-        log_own, attention = np.zeros((T, T), q.dtype), np.zeros(T, q.dtype)
-        for i in range(T):
-            live = np.flatnonzero(log_own[i, :i] + log_other[i, :i] > -np.inf)
-            log_own[i:, live[self.drops(i, live, attention[live], kept[i, live])]] = -np.inf
-            a = (k[:, : i + 1] @ q[:, i, :, None])[..., 0] * scale  # [H, i + 1]: token i sees itself
-            p, _ = softmax(a + (log_own[i, : i + 1] + log_other[i, : i + 1]))
-            attention[: i + 1] += p.sum(0)
-        return log_own
+        def row(b, i, live, attention):
+            return self.drops(i, live, attention, kept[b, i, live], None if s is None else s[b, i, live], delay)
+
+        return np.stack([log_mask_by_rows(q[b], k[b], log_other[b], scale, partial(row, b)) for b in range(B)])
 
 
 BY_POSITION = [field.name for field in dataclasses.fields(Policy) if "stays" in field.metadata]
@@ -151,8 +159,19 @@ def heavy_hitters(n: int, w: int) -> Policy:
     return Policy(f"heavy_hitters:{n},{w}", window=w, heavy=n)
 
 
+def budget(n: int) -> Policy:
+    """The learned rule, and of what it leaves in each layer the n earlier tokens with the highest scores."""
+    return Policy(f"learned:{n}", learned=True, budget=n)
+
+
+def rule(name: str, function: Callable) -> Policy:
+    """A rule of one's own: function(i, positions, scores, attention) says which tokens leave (choosing.own_choice)."""
+    return Policy(str(name), rule=function)
+
+
 _FORMS: dict[str, Callable[..., Policy]] = {
-    "window:W": window, "strided:W,STRIDE": strided, "sinks:FIRST,W": sinks, "heavy_hitters:N,W": heavy_hitters}
+    "window:W": window, "strided:W,STRIDE": strided, "sinks:FIRST,W": sinks, "heavy_hitters:N,W": heavy_hitters,
+    "learned:N": budget}
 FORMS = ", ".join(("learned", "dense", *_FORMS))
 
 
@@ -179,22 +198,3 @@ def for_model(config: Config, policy: Policy | None) -> Policy:
         raise TypeError(f"policy must be None or a Policy, not {policy!r}: policies.parse makes one of a text")
     policy.check(config)
     return policy
-
-
-def check_threshold(threshold: float, learned: bool) -> float:
-    """The threshold as a float: a token stays while its score exceeds it. `learned`: whether scores drop anything.
-
-    Raises ValueError when the threshold is no number, or not 0 where no scores are used.
-    """
-    if not isinstance(threshold, numbers.Real) or isinstance(threshold, bool) or math.isnan(threshold):
-        raise ValueError(f"threshold must be a number, not {threshold!r}")
-    if threshold != 0 and not learned:
-        raise ValueError(f"threshold is {threshold}, but nothing is dropped by a learned score here: leave it 0, or "
-                         "use a model with interaction weights and the policy learned")
-    return float(threshold)
-
-
-def float32_threshold(threshold: float, policy: Policy) -> float:
-    """The threshold in float32, as the scores of a cache are; inf where it is too large. Raises ValueError."""
-    with np.errstate(over="ignore"):
-        return float(np.float32(check_threshold(threshold, policy.learned)))

@@ -27,7 +27,7 @@ MOST_SECONDS = 900  # of the tests of one mutant; unchanged ones take a few minu
 DECODING = ("tests/runtime/test_theorem.py", "tests/runtime/test_cache.py")
 TRAINING = ("tests/training/test_step.py", "tests/training/test_training_runs.py")
 PAPER = ("tests/paper/test_model.py", "tests/paper/test_layers.py", "tests/paper/test_sigmoid.py")
-INSERT = "        tokens = tokens.without(gone).insert(x.k[row], x.v[row], x.k_int[row])  # (3)\n"
+INSERT = "        tokens = tokens.without(gone).insert(x.k[row], x.v[row], x.k_int[row], pinned)  # (3)\n"
 ATTEND = "        out, weights = attend(x.q[row], tokens.k, tokens.v, self.config.n_head, scale)  # (4)\n"
 INTERACTION = "dcp_ref/interaction.py"
 CACHES = ("tests/runtime/test_cache.py", "tests/runtime/test_cache_memory.py", "tests/runtime/test_cache_policies.py")
@@ -39,6 +39,8 @@ CACHE, DECODER, LOCK = (f"dcp_ref/runtime/{name}.py" for name in ("cache", "deco
 NATIVE_CACHE, NATIVE_DECODER, MEMORY = (f"dcp_ref/native/{name}.py" for name in ("cache", "decoder", "memory"))
 ENGINE, BINDING = ("tests/runtime/test_engine.py",), ("tests/native/test_native.py",)
 WALKS, BETWEEN = ("tests/native/test_decoder.py",), ("tests/runtime/test_reentry.py",)
+OWN_RULE = ("tests/runtime/test_own_rule.py",)
+PINS = ("tests/runtime/test_pins.py",)
 INTERRUPTED = ("tests/native/test_interrupted.py",)
 JUDGE = "csrc/judge.c"
 ATTEND_C = "csrc/attend.c"
@@ -135,8 +137,45 @@ MUTANTS = [
            "pair[2 * s->n_inherited] < (int32_t)row"),
     Mutant("a window one too wide (C)", JUDGE, "i - j >= policy->window", "i - j > policy->window", CACHES),
     Mutant("of equal heavy hitters the earlier stays (C)", JUDGE,
-           "position_in(s, p, bits) < position_in(s, page, bit)",
-           "position_in(s, p, bits) > position_in(s, page, bit)", CACHES),
+           "position_in(s, p, bits) < position_in(s, found->page, found->bit)",
+           "position_in(s, p, bits) > position_in(s, found->page, found->bit)", CACHES),
+    Mutant("a score drops a pinned token (C)", JUDGE, "unpinned(s, p, live[p] & ~keep)", "live[p] & ~keep", PINS),
+    Mutant("a pinned token is inherited away (C)", JUDGE, "unpinned(s, p, bits & -bits)", "bits & -bits", PINS),
+    Mutant("pinned tokens are candidates (C)", JUDGE, "    return unpinned(s, p, result);", "    return result;", PINS),
+    Mutant("pins count in a budget (C)", JUDGE, "unpinned(s, p, live[p]); bits", "live[p]; bits", PINS),
+    Mutant("every word of pins is the first (C)", JUDGE, "s->pinned[j / 32]", "s->pinned[0]", PINS),
+    Mutant("pins of a later sequence are the first one's (C)", STEP_C, "input->sequence[b]->pinned[j / 32]",
+           "input->sequence[0]->pinned[j / 32]", PINS),
+    Mutant("pins of a later sequence are the first rows' (C)", STEP_C, "            row++;\n        }\n}",
+           "            row += b == 0;\n        }\n}", PINS),
+    Mutant("a fork has no pins (C)", CACHE_C, "    child->pins = parent->pins;\n", "", PINS),
+    Mutant("a fork has the pins of nobody (C)", CACHE_C, "    memcpy(child->pinned, parent->pinned",
+           "    memcpy(child->pinned, child->pinned", PINS),
+    Mutant("a pinned token is dropped (NumPy)", CACHE, "        gone &= ~tokens.pinned\n", "", PINS),
+    Mutant("pinned tokens are candidates (NumPy)", CACHE, "tokens.pinned[left],", "False,", PINS),
+    Mutant("pins are dropped in all layers but the first (dense)", "dcp_ref/model.py",
+           "own_kept = False if kept is None else kept[layer]",
+           "own_kept = False if kept is None or layer else kept[layer]", PINS),
+    Mutant("a budget of one more (C)", JUDGE, "if (found.n > policy->budget)", "if (found.n > policy->budget + 1)",
+           CACHES),
+    Mutant("a budget counts what is safe (C)", JUDGE, "(size_t)position_in(s, p, bits) > policy->delay)\n",
+           "(size_t)position_in(s, p, bits) > 0 * policy->delay)\n", CACHES),
+    Mutant("a budget drops the highest (C)", JUDGE, "value < found->value ||", "value > found->value ||", CACHES),
+    Mutant("of equals the later leaves", "dcp_ref/choosing.py", "counted[np.argsort(value[counted], kind=\"stable\")]",
+           "counted[::-1][np.argsort(value[counted[::-1]], kind=\"stable\")]",
+           ("tests/paper/test_policies.py", *CACHES)),
+    Mutant("a rule of one's own sees what is pinned", "dcp_ref/choosing.py", "asked = np.flatnonzero(~safe)",
+           "asked = np.arange(len(position))", OWN_RULE),
+    Mutant("a rule of one's own gets the numbers themselves", "dcp_ref/choosing.py", "s[asked], attention[asked])",
+           "s[asked], attention[: len(asked)])", OWN_RULE),
+    Mutant("a rule of one's own may answer with numbers", "dcp_ref/choosing.py", "answer.dtype != bool or ", "",
+           OWN_RULE),
+    Mutant("a rule of one's own has no scores", "dcp_ref/policies.py", "if self.learned or self.rule else 0",
+           "if self.learned else 0", OWN_RULE),
+    Mutant("rows attend to what they dropped (dense)", "dcp_ref/attention.py", "log_own[i:, live[drops(",
+           "log_own[i + 1 :, live[drops(", (*CACHES, *OWN_RULE)),
+    Mutant("a budget counts what is safe", "dcp_ref/policies.py", "self.budget, s, (i - position <= delay)",
+           "self.budget, s, (i - position <= 0 * delay)", ("tests/paper/test_policies.py", *CACHES)),
     Mutant("a reused slot keeps its attention (C)", JUDGE,
            "            field_row(s, p, DCP_SUMS, h)[slot] = 0;\n", "            ;\n", CACHES),
     Mutant("heavy hitters of a prompt all at once (C)", STEP_C, "cache->policy.by_attention ? 1 : DCP_ROUND_ROWS",
@@ -329,8 +368,8 @@ MUTANTS = [
     Mutant("kept: a pair is kept for good", "dcp_ref/block.py", "s[np.broadcast_to(kept, s.shape)] = np.inf",
            "s[np.logical_or.accumulate(np.broadcast_to(kept, s.shape), axis=-2)] = np.inf",
            ("tests/tracing/test_counterfactual.py",)),
-    Mutant("kept: it is a candidate of heavy hitters", "dcp_ref/policies.py", "(self.stays(i, position) | kept)",
-           "self.stays(i, position)", ("tests/tracing/test_counterfactual.py", "tests/paper/test_model_policies.py")),
+    Mutant("kept: it is a candidate of heavy hitters", "dcp_ref/policies.py", "self.stays(i, position) | kept)",
+           "self.stays(i, position))", ("tests/tracing/test_counterfactual.py", "tests/paper/test_model_policies.py")),
     Mutant("kept: what a window dropped before comes back", "dcp_ref/policies.py",
            "np.logical_or.accumulate(~(self.stays(i[:, None], i) | kept), axis=-2)",
            "~(self.stays(i[:, None], i) | kept)", ("tests/paper/test_model_policies.py",)),

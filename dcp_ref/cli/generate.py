@@ -13,6 +13,7 @@ from dcp_ref.checkpoints.inputs import decoded
 from dcp_ref.cli import options, streams, trace
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.generation import Row, make_rows, prompt_ids, step
+from dcp_ref.runtime.pins import prompt_pins
 from dcp_ref.runtime.sampling import Sampling
 
 HELP = "continue prompts"
@@ -35,6 +36,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
     add("--trace", metavar="FILE",
         help="also write who dropped whom, and why: a page (.html), or data (.json, .safetensors); several prompts get "
              "numbered files")
+    options.add_pin(p)
     options.add_engine(p)
     options.add_json(p)
 
@@ -43,7 +45,8 @@ def run(args: argparse.Namespace) -> None:
     """Stream the texts to stdout, then a line of facts to stderr; or print one JSON object."""
     if args.trace:
         trace.check_suffix(args.trace)
-    prompts = _prompts(args)
+    pin = _utf8("--pin", args.pin.encode("utf-8", "surrogateescape"))
+    prompts = [(name, pin + text) for name, text in _prompts(args)]
     stop = [unescaped(_utf8("--stop", text.encode("utf-8", "surrogateescape"))) for text in args.stop]
     sampling = Sampling(args.temperature, args.top_k, args.top_p)
     model = weights.load(args.model)
@@ -51,6 +54,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.model} has no tokenizer: only dcp_ref.generate can use it, with token ids")
     ids = [prompt_ids(model, text, name) for name, text in prompts]
     rows = make_rows(model, ids, args.max_new_tokens, args.seed, stop, args.trace is not None)
+    for row, (name, text) in zip(rows, prompts, strict=True):
+        row.pinned = prompt_pins(pin or None, text, row.prompt, model.tokenizer, name)
     engine = options.engine(model, args)
     output = _Output([text for _, text in prompts], rows, args.json)
     began, held = time.monotonic(), (0, 0)

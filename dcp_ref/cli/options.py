@@ -52,6 +52,12 @@ def add_json(p: argparse.ArgumentParser) -> None:
     p.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
+def add_pin(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--pin", default="", metavar="TEXT",
+                   help="put TEXT before each text, and pin its tokens: no rule ever drops them. No token may span its "
+                        "end: let what follows begin with a space or a line end")
+
+
 def add_engine(p: argparse.ArgumentParser) -> None:
     """The arguments of Engine, under their names."""
     add_rule(p)
@@ -65,9 +71,9 @@ def add_rule(p: argparse.ArgumentParser) -> None:
     add = p.add_argument
     add("--backend", choices=sorted(BACKENDS), help="C (native) or NumPy (default: native if it is built)")
     add("--policy", metavar="RULE",
-        help=f"the rule that drops tokens: {policies.FORMS}. The last four keep the W newest tokens and, besides, "
-             "nothing, each STRIDE-th, the FIRST oldest, or the N most attended to (default: learned if the model has "
-             "a learned rule, else dense)")
+        help=f"the rule that drops tokens: {policies.FORMS}. Those with a W keep the W newest tokens and, besides, "
+             "nothing, each STRIDE-th, the FIRST oldest, or the N most attended to; learned:N is learned, and holds at "
+             "most N earlier tokens in each layer (default: learned if the model has a learned rule, else dense)")
     add("--threshold", type=float, default=0.0, metavar="T",
         help="the learned rule drops a token unless its score is above T: lower keeps more (default: 0)")
 

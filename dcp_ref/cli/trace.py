@@ -39,6 +39,7 @@ def add_options(p: argparse.ArgumentParser) -> None:
     add("--max-tokens", type=int, metavar="N", help="read the first N tokens of the files only (default: all)")
     options.add_model(p)
     options.add_rule(p)
+    options.add_pin(p)
     add("--html", metavar="OUT", help="write a page that shows all of it: one file, which fetches nothing")
     add("--save", metavar="FILE", help="write the trace for dcp_ref.tracing.load")
     add("--scores", action="store_true", help="put the scores of all pairs into what is written, too")
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     """Trace the text; then print, or write, what the options ask for."""
     own = _check(args)
     model = load(args.model)
-    ids = tokenizer_of(model).encode(args.text) if args.text is not None else _file(args, model)
+    ids = tokenizer_of(model).encode(args.pin + args.text) if args.text is not None else _file(args, model)
     traces = _traces(args, model, ids, args.policy, args.threshold)
     if args.summary:
         summed = summary(traces, own)
@@ -119,6 +120,8 @@ def _check(args: argparse.Namespace) -> dict[str, str]:
         raise ValueError("give a text, or --file FILE, and not both")
     if args.max_tokens is not None and not args.file:
         raise ValueError("--max-tokens goes with --file: add it, or leave this out")
+    if args.pin and args.text is None:
+        raise ValueError("--pin goes with a text, not with --file: begin the file with it, or leave this out")
     if args.kind and not args.summary:
         raise ValueError("--kind goes with --summary: add it, or leave this out")
     if args.summary and (args.html or args.save or args.scores or args.why or _compares(args)):
@@ -142,7 +145,7 @@ def _file(args: argparse.Namespace, model: Model) -> list[int]:
 
 def _traces(args: argparse.Namespace, model: Model, ids: list[int], rule: str | None, threshold: float) -> list[Trace]:
     policy = None if rule is None else policies.parse(rule)
-    found = windows(model, ids, policy, threshold, args.backend, args.scores)
+    found = windows(model, ids, policy, threshold, args.backend, args.scores, args.pin or None)
     return [replace(one, name=Path(args.model).name) for one in found]
 
 

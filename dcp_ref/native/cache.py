@@ -3,31 +3,19 @@
 import contextlib
 import operator
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from dcp_ref.config import Config
+from dcp_ref.interaction import float32_threshold
 from dcp_ref.native.extension import STORAGE, available, ffi, lib, missing, pointer, rows, strided
-from dcp_ref.native.memory import Memory, Pages, Sequence, check_page_slots
-from dcp_ref.policies import BY_POSITION, Policy, float32_threshold, for_model
+from dcp_ref.native.memory import Batch, Memory, Pages, Sequence, check_page_slots
+from dcp_ref.policies import BY_POSITION, Policy, for_model
 from dcp_ref.runtime import checks
 from dcp_ref.runtime.checks import Handles, Stats
 from dcp_ref.runtime.lock import ForkAwareLock, InterpreterEnds, locked
 from dcp_ref.runtime.precision import check_storage
-
-
-class Batch(NamedTuple):
-    """The sequences of a step as C arrays. All layers of the step share one."""
-
-    handles: list[int]
-    counts: list[int]
-    starts: list[int]
-    sequences: list[Sequence]
-    c_sequences: Any  # dcp_sequence *[]
-    c_starts: Any  # size_t[]
-    c_counts: Any  # size_t[]
-    workspace: Any = None  # what `step` works in
 
 
 class NativeCache:
@@ -45,7 +33,9 @@ class NativeCache:
         self.config, self.page_slots = config, check_page_slots(page_slots)
         max_bytes = checks.check_max_bytes(max_bytes)
         self.kv, self.policy = check_storage("kv", kv), for_model(config, policy)
-        self.threshold = float32_threshold(threshold, self.policy)
+        if self.policy.rule is not None:
+            raise ValueError(f"policy {self.policy}: a rule of one's own decodes with KVCache; C cannot ask it")
+        self.threshold = float32_threshold(threshold, self.policy.learned)
         shape = ffi.new("dcp_shape *", {
             "layers": config.n_layer, "positions": config.n_positions, "heads": config.n_head,
             "head_dim": config.head_dim, "rank": self.policy.rank(config), "page_slots": self.page_slots,
@@ -62,7 +52,7 @@ class NativeCache:
         policy, config = self.policy, self.config
         fields = {name: getattr(policy, name) or 0 for name in BY_POSITION}
         return ffi.new("dcp_policy *", fields | {
-            "heavy": policy.heavy or 0, "by_attention": policy.heavy is not None,
+            "heavy": policy.heavy or 0, "budget": policy.budget or 0, "by_attention": policy.heavy is not None,
             "delay": min(config.int_delay, config.n_positions), "threshold": self.threshold})
 
     @locked
@@ -105,24 +95,27 @@ class NativeCache:
         return self._sequences[sequence].c.layer[0].seen
 
     @locked
-    def reserve(self, sequences: Iterable[int], counts: Iterable[int]) -> Batch:
+    def reserve(self, sequences: Iterable[int], counts: Iterable[int], pinned: np.ndarray | None = None) -> Batch:
         """Make room in every layer for counts[b] more tokens of sequences[b]; returns what `step` takes.
 
-        The room is enough even if nothing is dropped; the system backs with memory only what is then used.
+        The room is enough even if nothing is dropped; the system backs with memory only what is then used. `pinned` is
+        KVCache.reserve's.
         Raises ValueError (unknown or repeated sequence, too many tokens), CacheFull or MemoryError; nothing has changed
         then.
         """
         handles = list(sequences)
-        batch = self.batch(handles, checks.check_counts(counts, len(handles)))
+        batch = self.batch(handles, checks.check_counts(counts, len(handles)), pinned)
         return batch._replace(workspace=self.room(batch, lib.dcp_step_bytes(self.c, batch.c_counts, len(handles))))
 
-    def batch(self, handles: list[int], counts: list[int]) -> Batch:
+    def batch(self, handles: list[int], counts: list[int], pinned: np.ndarray | None = None) -> Batch:
         """The sequences of a step, checked. Raises ValueError."""
         found = self._sequences.distinct(handles)
         starts = [sequence.c.layer[0].seen for sequence in found]
         checks.check_positions(self.config, handles, starts, counts)
         pointers = ffi.new("dcp_sequence *[]", [sequence.c for sequence in found])
-        return Batch(handles, counts, starts, found, pointers, ffi.new("size_t[]", starts), ffi.new("size_t[]", counts))
+        pinned = checks.check_pinned(pinned, sum(counts))
+        return Batch(handles, counts, starts, found, pointers, ffi.new("size_t[]", starts), ffi.new("size_t[]", counts),
+                     ffi.NULL if pinned is None else ffi.from_buffer("uint8_t[]", pinned))
 
     def room(self, batch: Batch, needed: int) -> np.ndarray:
         """Make pages free for the batch in all layers; returns at least `needed` bytes, for one call of C at a time.
@@ -155,7 +148,8 @@ class NativeCache:
         step_input = ffi.new("dcp_input *", (
             layer, len(batch.handles), batch.c_sequences, batch.c_starts, batch.c_counts,
             *map(pointer, (q, k, v, q_int, k_int)), q.strides[0] // 4, q_int.strides[0] // 4,
-            self.config.attention_scale(layer), x.beta, ffi.from_buffer("int32_t[]", x.inherited), len(x.inherited)))
+            self.config.attention_scale(layer), x.beta, ffi.from_buffer("int32_t[]", x.inherited), len(x.inherited),
+            batch.pinned))
         out, dropped = rows(n, self.config.n_embd), np.empty((sum(batch.starts) + n, 2), np.int32)
         pairs = lib.dcp_step(pointer(out), ffi.from_buffer("int32_t[]", dropped), self.c, step_input,
                              ffi.from_buffer(batch.workspace), len(batch.workspace))

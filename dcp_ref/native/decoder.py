@@ -40,19 +40,21 @@ class NativeDecoder:
 
     @locked
     def feed(self, handles: list[int], counts: list[int], ids: np.ndarray, wanted: np.ndarray, out: np.ndarray,
-             drops: list | None = None) -> None:
+             drops: list | None = None, pinned: np.ndarray | None = None) -> None:
         """Appends counts[b] of the N ids to each sequence; out [wanted, V] gets the logits of the rows `wanted`.
 
         `wanted` is all rows, or each sequence's last. Whatever can fail comes before the call of C, which does all or
-        nothing. `drops` gets each layer's pairs (row, position) of tokens that left it, int32 [n, 2].
+        nothing. `drops` gets each layer's pairs (row, position) of tokens that left it, int32 [n, 2]. `pinned`, bool
+        [N], marks the tokens that no layer drops.
         Raises ValueError, CacheFull or MemoryError; no sequence has changed then.
         """
         cache, starts = self._cache, None
         c_ids, c_out = ffi.from_buffer("int64_t[]", ids), ffi.from_buffer("float[]", out[0])
         all_rows = len(wanted) == len(ids)
         while True:
-            batch = cache.batch(handles, counts)
+            batch = cache.batch(handles, counts, pinned)
             feed = ffi.new("dcp_feed *", (len(handles), batch.c_sequences, batch.c_counts, c_ids, all_rows))
+            feed.pinned = batch.pinned
             record = None if drops is None else _Drops(feed, len(self._layers), sum(batch.starts) + len(ids))
             workspace = cache.room(batch, lib.dcp_decode_bytes(cache.c, self._model, feed))
             error = lib.dcp_decode(c_out, cache.c, self._model, feed, ffi.from_buffer(workspace), len(workspace))

@@ -18,7 +18,7 @@ KINDS = {"gelu_new": 0, "gelu": 1, "relu": 2}
 
 
 class Matrix:
-    """W [in, out] in panels of 32 columns, as stored (csrc/dcp.h); `c` is the dcp_matrix."""
+    """W [in, out] in panels of 32 columns, as stored (csrc/kernels.h); `c` is the dcp_matrix."""
 
     def __init__(self, w: np.ndarray, bias: np.ndarray | None, storage: str, memory: Memory) -> None:
         if w.ndim != 2 or not w.size:

@@ -1,9 +1,9 @@
-"""The memory that C works on: arrays side by side, sequences, and the pages of a cache."""
+"""The memory that C works on: arrays side by side, sequences, those of a step, and the pages of a cache."""
 
 import contextlib
 import mmap
 import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,6 +45,20 @@ class Sequence:
     def __init__(self, cache: Any) -> None:
         self._memory = ffi.new("uint64_t[]", -(-lib.dcp_sequence_bytes(cache) // 8))
         self.c = lib.dcp_sequence_init(cache, self._memory)
+
+
+class Batch(NamedTuple):
+    """The sequences of a step as C arrays. All layers of the step share one."""
+
+    handles: list[int]
+    counts: list[int]
+    starts: list[int]
+    sequences: list[Sequence]
+    c_sequences: Any  # dcp_sequence *[]
+    c_starts: Any  # size_t[]
+    c_counts: Any  # size_t[]
+    pinned: Any  # uint8_t[N], or NULL where no token is pinned
+    workspace: Any = None  # what `step` works in
 
 
 class Pages:

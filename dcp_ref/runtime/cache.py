@@ -4,7 +4,7 @@ Decoding token i in a layer:
     (0) drop the tokens that the layer before dropped, under `propagate_in_depth`
     (1) score every live token:  s_j = q_int_i . k_int_j / sqrt(r) + beta
     (2) drop all but those with s_j > threshold or i - j <= int_delay, for good; and those that another rule drops
-        (policies.py)
+        (policies.py); but no pinned token
     (3) insert token i, which never drops itself
     (4) attend over the live tokens
 `KVCache._decode` is this definition, line by line; the rest of the class keeps sequences and checks arguments.
@@ -12,12 +12,13 @@ Decoding token i in a layer:
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dcp_ref.config import Config
-from dcp_ref.policies import Policy, float32_threshold, for_model
+from dcp_ref.interaction import float32_threshold
+from dcp_ref.policies import Policy, for_model
 from dcp_ref.runtime.checks import (
     Handles,
     Stats,
@@ -27,6 +28,7 @@ from dcp_ref.runtime.checks import (
     check_input,
     check_layer,
     check_max_bytes,
+    check_pinned,
     check_positions,
 )
 from dcp_ref.runtime.live_tokens import Tokens, attend
@@ -41,6 +43,7 @@ class Batch(NamedTuple):
     layers: list[list[Tokens]]  # the sequences: one Tokens a layer
     starts: list[int]
     counts: list[int]
+    pinned: np.ndarray | None = None  # bool [N]: the tokens that are never dropped
     draft: bool = False  # whether `layers` are copies
 
 
@@ -57,7 +60,7 @@ class KVCache:
                  policy: Policy | None = None, threshold: float = 0.0) -> None:
         self.config, self.max_bytes = config, check_max_bytes(max_bytes)
         self.kv, self.policy = check_storage("kv", kv), for_model(config, policy)
-        self.threshold = float32_threshold(threshold, self.policy)
+        self.threshold = float32_threshold(threshold, self.policy.learned)
         self.lock = ForkAwareLock("cache")
         self._sequences = Handles()  # each a list of one Tokens a layer
         rank = self.policy.rank(config)
@@ -92,9 +95,10 @@ class KVCache:
         """How many tokens the sequence has been fed, dropped ones included."""
         return self._sequences[sequence][0].seen
 
-    def reserve(self, sequences: Iterable[int], counts: Iterable[int]) -> Batch:
+    def reserve(self, sequences: Iterable[int], counts: Iterable[int], pinned: np.ndarray | None = None) -> Batch:
         """Check that counts[b] more tokens of sequences[b] have room in every layer; returns what `step` takes.
 
+        `pinned`, bool [sum(counts)] or None, marks those of the tokens that no layer ever drops.
         Raises ValueError (unknown or repeated sequence, too many tokens) or CacheFull; nothing has changed then.
         """
         handles = list(sequences)
@@ -102,8 +106,9 @@ class KVCache:
         layers = self._sequences.distinct(handles)
         starts = [tokens[0].seen for tokens in layers]
         check_positions(self.config, handles, starts, counts)
+        pinned = check_pinned(pinned, sum(counts))
         self._check_room(sum(counts) * self.config.n_layer)
-        return Batch(handles, layers, starts, counts)
+        return Batch(handles, layers, starts, counts, pinned)
 
     def draft(self, batch: Batch) -> Batch:
         """The same batch with copies of its sequences: steps of it change nothing until `commit`."""
@@ -138,22 +143,28 @@ class KVCache:
         for layers, count in zip(batch.layers, batch.counts, strict=True):
             tokens = layers[layer]
             for row in range(first, first + count):
-                tokens, gone, out[row] = self._decode(tokens, x, row, scale)
+                pinned = batch.pinned is not None and bool(batch.pinned[row])
+                tokens, gone, out[row] = self._decode(tokens, x, row, scale, pinned)
                 dropped += [(row, position) for position in gone]
             layers[layer], first = tokens, first + count
         return out, np.array(dropped, np.int32).reshape(-1, 2)
 
-    def _decode(self, tokens: Tokens, x: StepInput, row: int, scale: float) -> tuple[Tokens, np.ndarray, np.ndarray]:
+    def _decode(self, tokens: Tokens, x: StepInput, row: int, scale: float, pinned: bool
+                ) -> tuple[Tokens, np.ndarray, np.ndarray]:
         """The next token i of a sequence in a layer: the tokens then, the positions that left, attention's output."""
         i, position = tokens.seen, tokens.position
         gone = np.isin(position, x.inherited[x.inherited[:, 0] == row, 1])  # (0)
-        if self.policy.learned:
+        s: Any = None
+        if tokens.k_int.shape[1]:
             s = tokens.k_int @ x.q_int[row] / math.sqrt(tokens.k_int.shape[1]) + x.beta  # (1)
+        if self.policy.learned:
             recent = i - position <= self.config.int_delay
             gone |= ~(s > self.threshold) & ~recent  # (2); a tie or a NaN drops
-        left = np.flatnonzero(~gone)  # heavy hitters are chosen among these
-        gone[left] = self.policy.drops(i, position[left], tokens.attention[left])
-        tokens = tokens.without(gone).insert(x.k[row], x.v[row], x.k_int[row])  # (3)
+        gone &= ~tokens.pinned
+        left = np.flatnonzero(~gone)  # what the other rules choose among
+        gone[left] = self.policy.drops(i, position[left], tokens.attention[left], tokens.pinned[left],
+                                       None if s is None else s[left], self.config.int_delay)
+        tokens = tokens.without(gone).insert(x.k[row], x.v[row], x.k_int[row], pinned)  # (3)
         out, weights = attend(x.q[row], tokens.k, tokens.v, self.config.n_head, scale)  # (4)
         return tokens._replace(attention=tokens.attention + weights), position[gone], out
 

@@ -133,6 +133,15 @@ def check_counts(counts: Iterable[int], n_sequences: int) -> list[int]:
     return counts
 
 
+def check_pinned(pinned: Any, rows: int) -> np.ndarray | None:
+    """The pinned rows of a cache's `reserve`, [rows]. Raises ValueError."""
+    if pinned is None:
+        return None
+    if not isinstance(pinned, np.ndarray) or pinned.dtype != bool or pinned.shape != (rows,):
+        raise ValueError(f"pinned must be None or booleans [{rows}], one for each token, not {pinned!r}")
+    return np.array(pinned)  # contiguous, and the caller's to change no longer
+
+
 def check_positions(config: Config, sequences: list[int], seen: list[int], counts: list[int]) -> None:
     """Raises ValueError, naming the sequence, when a new token would have no position."""
     for sequence, before, count in zip(sequences, seen, counts, strict=True):

@@ -15,20 +15,21 @@ class Decoder:
     def __init__(self, model: Model, kernels: Any, cache: Any, weights: str, threads: int = 0) -> None:
         self.config, self.threads, self.kernels = model.config, threads, kernels
         self._cache, self.lock = cache, cache.lock
-        self.weights = Packed(model, kernels, weights, cache.policy.learned)
+        self.weights = Packed(model, kernels, weights, cache.policy.rank(model.config) > 0)
 
     @locked
     def feed(self, handles: list[int], counts: list[int], ids: np.ndarray, wanted: np.ndarray, out: np.ndarray,
-             drops: list | None = None) -> None:
+             drops: list | None = None, pinned: np.ndarray | None = None) -> None:
         """Appends counts[b] of the N ids to each sequence; out [wanted, V] gets the logits of the rows `wanted`.
 
         The sequences change all at once, at the end. If a signal's handler fed one meanwhile, the feed begins again.
-        `drops` gets each layer's pairs (row, position) of tokens that left it, int32 [n, 2].
+        `drops` gets each layer's pairs (row, position) of tokens that left it, int32 [n, 2]. `pinned`, bool [N], marks
+        the tokens that no layer drops.
         Raises ValueError, CacheFull or MemoryError; no sequence has changed then.
         """
         committed = False
         while not committed:
-            batch = self._cache.reserve(handles, counts)
+            batch = self._cache.reserve(handles, counts, pinned)
             draft = self._cache.draft(batch)
             out[...], dropped = self.walk(draft, ids, wanted)
             committed = self._cache.commit(batch, draft)
@@ -39,6 +40,7 @@ class Decoder:
         # int64 [N], [wanted] -> [wanted, V]
         """A batch's tokens through all layers: the logits of the rows `wanted`, and what each layer dropped."""
         kernels, w, threads, config, C = self.kernels, self.weights, self.threads, self.config, self.config.n_embd
+        r = self._cache.policy.rank(config)
         positions = np.concatenate([np.arange(start, start + n, dtype=np.int64)
                                     for start, n in zip(batch.starts, batch.counts, strict=True)])
         x = kernels.embedding(ids, positions, w.wte, w.wpe, threads)
@@ -47,8 +49,8 @@ class Decoder:
         for layer, p in enumerate(w.layers):
             n = kernels.layer_norm(x, p["ln_1.weight"], p["ln_1.bias"], config.layer_norm_epsilon, threads)
             qkv = kernels.linear(n, p["attn.c_attn"], threads=threads)
-            if self._cache.policy.learned:
-                both, r = kernels.linear(n, p["attn.interaction"], threads=threads), config.int_n_embd
+            if r > 0:
+                both = kernels.linear(n, p["attn.interaction"], threads=threads)
                 interaction = {"q_int": both[:, :r], "k_int": both[:, r:], "beta": float(p["attn.int_bias"][0])}
             inherited = drops[-1] if drops and config.propagate_in_depth else None
             y, dropped = self._cache.step(

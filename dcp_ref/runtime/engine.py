@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from dcp_ref.checkpoints.weights import Model
-from dcp_ref.policies import Policy, check_threshold, for_model
+from dcp_ref.interaction import check_threshold
+from dcp_ref.policies import Policy, for_model
 from dcp_ref.runtime import kernels
 from dcp_ref.runtime.cache import KVCache
 from dcp_ref.runtime.checks import Stats
 from dcp_ref.runtime.decoder import Decoder
+from dcp_ref.runtime.pins import pinned_rows
 from dcp_ref.runtime.precision import check_storage
 
 BACKENDS = ("native", "numpy")
@@ -27,6 +29,7 @@ class Engine:
     dropped. The logits and the live positions are those of the dense forward with that policy at alpha = inf.
     `threshold`: the learned rule drops a token unless its score is above the threshold. A lower threshold keeps more;
     a model is trained for 0.
+    A rule of one's own (policies.rule) decodes with NumPy's cache, and with the native backend's kernels.
     `weights` is the storage type of matrices, `kv` of keys and values: "float32", "float16" or "int8" (precision.py).
     `threads` is the most that are used, and no more than OpenMP gives (OMP_NUM_THREADS, threadpoolctl); None is all.
     `max_cache_bytes` bounds the bytes of the cache. With the native backend they are its pages, owned and free.
@@ -53,8 +56,13 @@ class Engine:
             from dcp_ref.native.cache import NativeCache
             from dcp_ref.native.decoder import NativeDecoder
 
-            self._cache, self._rows = NativeCache(self.config, threads=threads or 0, **options), native_kernels.rows
-            self._decoder = NativeDecoder(model, self._cache, weights)
+            self._rows = native_kernels.rows
+            if self.policy.rule is None:
+                self._cache = NativeCache(self.config, threads=threads or 0, **options)
+                self._decoder = NativeDecoder(model, self._cache, weights)
+            else:
+                self._cache = KVCache(self.config, **options)
+                self._decoder = Decoder(model, native_kernels, self._cache, weights, threads or 0)
         else:
             self._cache, self._rows = KVCache(self.config, **options), kernels.rows
             self._decoder = Decoder(model, kernels, self._cache, weights)
@@ -80,7 +88,7 @@ class Engine:
 
     def feed(
         self, sequences: Iterable[int], token_lists: Iterable[Iterable[int]], logits: str = "last",
-        drops: list[np.ndarray] | None = None,
+        drops: list[np.ndarray] | None = None, pinned: Iterable[bool | Iterable[bool]] | None = None,
     ) -> list[np.ndarray]:
         """Append token_lists[b] to sequences[b]; any number of tokens each. Returns float32 logits, a fresh array each.
 
@@ -88,20 +96,23 @@ class Engine:
         `drops`, a list, gets one array a layer, int32 [n, 2]: the pairs (row, position) of tokens that left this layer,
         in ascending order. Rows count the tokens of this call, those of the first sequence first; a position is one in
         the row's own sequence. The arrays may be views of a larger one: copy those that are kept.
+        `pinned` has an entry for each sequence, as token_lists has: true or false for all of its tokens here, or a list
+        of bools, one a token. A pinned token is never dropped, in any layer, by any rule; and no rule counts it.
         Raises ValueError naming the culprit for an empty list, a repeated or released sequence, a token id outside
-        the vocabulary or a position >= n_positions, and CacheFull past max_cache_bytes, MemoryError; no sequence has
-        changed then.
+        the vocabulary, a position >= n_positions or pins that do not fit, and CacheFull past max_cache_bytes,
+        MemoryError; no sequence has changed then.
         """
         if logits not in ("last", "all"):
             raise ValueError(f'logits must be "last" or "all", not {logits!r}')
         sequences, rows = list(sequences), list(map(np.asarray, token_lists))  # they may themselves use this engine
         ids = self._checked(sequences, rows)
         counts = list(map(len, rows))
+        pins = pinned_rows(pinned, sequences, counts)
         ends = np.cumsum(counts)
         wanted = ends - 1 if logits == "last" else np.arange(ends[-1])
         out = self._rows(len(wanted), self.config.vocab_size)
         result = list(out) if logits == "last" else np.split(out, ends[:-1])  # now: nothing may fail after the feed
-        self._decoder.feed(sequences, counts, ids, wanted, out, drops)
+        self._decoder.feed(sequences, counts, ids, wanted, out, drops, pins)
         return result
 
     def live_positions(self, sequence: int, layer: int) -> np.ndarray:  # -> int64 [N]

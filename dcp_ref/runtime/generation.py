@@ -8,6 +8,7 @@ import numpy as np
 
 from dcp_ref.checkpoints.weights import Model
 from dcp_ref.runtime.engine import Engine
+from dcp_ref.runtime.pins import Pin, prompt_pins
 from dcp_ref.runtime.row import Generation, Row
 from dcp_ref.runtime.sampling import Sampling, check_integer, row_stream
 
@@ -25,6 +26,7 @@ def generate(
     stop: str | Sequence[str] = (),
     backend: str | None = None,
     trace: bool = False,
+    pin: Pin | None = None,
     **engine_options: Any,
 ) -> list[Generation]:
     """Continue each prompt (a text, or token ids), all in one batch: one Generation a prompt, in their order.
@@ -32,11 +34,13 @@ def generate(
     `backend` and `engine_options` (policy, threshold, weights, kv, threads, max_cache_bytes) are Engine's.
     Row b draws from SeedSequence([seed, b]) and ends by itself: it does not depend on the rows beside it. When it ends,
     the others can use its pages. temperature 0 is greedy.
+    `pin` says which tokens of each prompt are pinned: no rule ever drops these. It is a text that each prompt begins
+    with, or (start, end) pairs of positions, or a bool for each token.
     `trace` gives each Generation its Trace: who dropped whom, when and why (dcp_ref.tracing).
     Raises ValueError naming the prompt or setting at fault, before anything is computed.
     """
     sampling = Sampling(temperature, top_k, top_p)
-    rows = make_rows(model, prompts, max_new_tokens, seed, stop, trace)
+    rows = make_rows(model, prompts, max_new_tokens, seed, stop, trace, pin)
     engine = Engine(model, backend, **engine_options)
     complete(engine, rows, sampling)
     results = [row.generation() for row in rows]
@@ -59,7 +63,7 @@ def complete(engine: Engine, rows: list[Row], sampling: Sampling) -> None:
 
 def make_rows(
     model: Model, prompts: Iterable[Prompt], max_new_tokens: int, seed: int, stop: str | Sequence[str],
-    traced: bool = False,
+    traced: bool = False, pin: Pin | None = None,
 ) -> list[Row]:
     """One Row a prompt, all checked. Raises ValueError as `generate` does."""
     if isinstance(prompts, (str, bytes)):
@@ -72,8 +76,12 @@ def make_rows(
             raise ValueError(f"stop must be texts of at least one character, not {text!r}")
     if stop and model.tokenizer is None:
         raise ValueError("stop: the model has no tokenizer, so there is no text to find a stop string in")
-    ids = [prompt_ids(model, prompt, f"prompts[{b}]") for b, prompt in enumerate(prompts)]
-    return [Row(model, prompt, max_new_tokens, row_stream(seed, b), stop, traced) for b, prompt in enumerate(ids)]
+    rows = []
+    for b, prompt in enumerate(prompts):
+        ids = prompt_ids(model, prompt, f"prompts[{b}]")
+        pinned = prompt_pins(pin, prompt, ids, model.tokenizer, f"prompts[{b}]")
+        rows.append(Row(model, ids, max_new_tokens, row_stream(seed, b), stop, traced, pinned))
+    return rows
 
 
 def prompt_ids(model: Model, prompt: Prompt, name: str, whole: bool = True) -> list[int]:
@@ -125,7 +133,8 @@ def step(engine: Engine, rows: list[Row], sampling: Sampling) -> bool:
             row.sequence = engine.new_sequence()
         sequences.append(row.sequence)
     drops: list[np.ndarray] | None = None if running[0].dropped is None else []  # all rows are traced, or none is
-    logits = engine.feed(sequences, [row.pending for row in running], drops=drops)
+    pinned = [row.pinned if row.seen == 0 and row.pinned is not None else False for row in running]
+    logits = engine.feed(sequences, [row.pending for row in running], drops=drops, pinned=pinned)
     if drops is not None:
         _keep(running, drops)
     for row, x in zip(running, logits, strict=True):

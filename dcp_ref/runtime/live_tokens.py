@@ -21,21 +21,25 @@ class Tokens(NamedTuple):
     v: np.ndarray  # [N, C]
     k_int: np.ndarray  # [N, r]
     attention: np.ndarray  # [N]
+    pinned: np.ndarray  # bool [N]: those that no rule drops
 
     @classmethod
     def empty(cls, channels: int, rank: int) -> "Tokens":
         """The tokens of a new sequence: none."""
         none = np.zeros((0, channels), np.float32)
-        return cls(0, np.zeros(0, np.int64), none, none, np.zeros((0, rank), np.float32), np.zeros(0, np.float32))
+        return cls(0, np.zeros(0, np.int64), none, none, np.zeros((0, rank), np.float32), np.zeros(0, np.float32),
+                   np.zeros(0, bool))
 
     def without(self, gone: np.ndarray) -> "Tokens":  # bool [N]
         """The tokens that are not marked."""
         return Tokens(self.seen, *(x[~gone] for x in self[1:]))
 
-    def insert(self, k: np.ndarray, v: np.ndarray, k_int: np.ndarray) -> "Tokens":  # [C], [C], [r]
+    def insert(self, k: np.ndarray, v: np.ndarray, k_int: np.ndarray, pinned: bool = False) -> "Tokens":
+        # [C], [C], [r]
         """The tokens, and the next one."""
         return Tokens(self.seen + 1, np.append(self.position, self.seen), np.vstack([self.k, k]),
-                      np.vstack([self.v, v]), np.vstack([self.k_int, k_int]), np.append(self.attention, np.float32(0)))
+                      np.vstack([self.v, v]), np.vstack([self.k_int, k_int]), np.append(self.attention, np.float32(0)),
+                      np.append(self.pinned, pinned))
 
 
 def attend(q, k, v, n_head, scale):  # [C], [N, C], [N, C] -> [C], [N]

@@ -44,13 +44,14 @@ class Row:
 
     def __init__(
         self, model: Model, prompt: list[int], max_new_tokens: int, rng: np.random.Generator, stop: list[str],
-        traced: bool = False,
+        traced: bool = False, pinned: np.ndarray | None = None,
     ) -> None:
         self.config, self.tokenizer = model.config, model.tokenizer
         self.max_new_tokens, self.rng, self.stop = max_new_tokens, rng, stop
         self.sequence: int | None = None  # the engine's handle, from the first step to the last
         self.live = self.bytes = 0  # as the row ended: tokens that all layers held, and the whole cache's bytes
         self.prompt = self.pending = prompt  # pending: tokens to feed next
+        self.pinned = pinned  # bool, one a token of the prompt: those that are never dropped
         self.dropped: list[Any] | None = [] if traced else None  # generation.Dropped, of each step
         self.seen = 0  # tokens fed
         self.ids: list[int] = []

@@ -6,8 +6,8 @@ docs/testing.md shows all three, docs/specification.md is what is checked. It ne
 Read check_list.py, cases.py and drawing.py (histories), definition.py and judging.py (what is right), running.py (an
 author's class). suite.py searches, failures.py and report.py tell. functions.py, given_back.py and shipped.py (the
 trained model) are the checks that are no search for a history; exporting.py and importing.py are for caches in other
-languages. own.py, slot_cache.py and broken.py are caches that pass and that must not; skeletons.py hands out the
-skeleton_*.py.
+languages. theorem.py is for a policy of one's own, not for a cache. own.py, slot_cache.py and broken.py are caches that
+pass and that must not; skeletons.py hands out the skeleton_*.py.
 """
 
 try:
@@ -20,6 +20,7 @@ from dcp_ref.testing.importing import import_answers
 from dcp_ref.testing.report import Report, Result
 from dcp_ref.testing.skeletons import SKELETONS, skeleton
 from dcp_ref.testing.suite import SPECIFICATION, check_cache, parametrize_with_checks
+from dcp_ref.testing.theorem import check_policy
 
-__all__ = ["SKELETONS", "SPECIFICATION", "Report", "Result", "check_cache", "export_cases", "import_answers",
-           "parametrize_with_checks", "skeleton"]
+__all__ = ["SKELETONS", "SPECIFICATION", "Report", "Result", "check_cache", "check_policy", "export_cases",
+           "import_answers", "parametrize_with_checks", "skeleton"]

@@ -2,7 +2,7 @@
 
     format, version, model, policy, threshold (a number, "inf" or "-inf"), backend, n_layer L, int_delay,
     propagate_in_depth, prompt_tokens
-    ids [T], texts [T], kinds [T] (indices into kind_names)
+    ids [T], texts [T], kinds [T] (indices into kind_names); pinned: positions of tokens that nothing could drop
     drops             layer, position, dropped_by, score, margin (null: no number), reason (indices into reasons): [D]
     lifetime, live_counts   [L][T]
     interaction       null, or q and k (b64, float32 [L, T, r]), beta [L], r
@@ -44,6 +44,7 @@ def to_dict(trace: "Trace") -> dict[str, Any]:
         "backend": trace.backend, "n_layer": config.n_layer, "int_delay": config.int_delay,
         "propagate_in_depth": config.propagate_in_depth, "prompt_tokens": trace.prompt_tokens,
         "ids": trace.ids.tolist(), "texts": list(trace.texts), "kinds": trace.kinds.tolist(), "kind_names": list(KINDS),
+        "pinned": list(trace.pinned),
         "drops": {name: _numbers(array) for name, array in trace.drops._asdict().items()}, "reasons": list(REASONS),
         "lifetime": trace.lifetime.tolist(), "live_counts": trace.live_counts.tolist(),
         **(_scores(trace) if trace.scores else {"interaction": None, "parts": None}),

@@ -71,8 +71,9 @@ def log_probabilities(trace: "Trace", policy, threshold: float, kept: np.ndarray
 
     config, params, _ = trace.with_weights
     params = {name: np.asarray(x, np.float32) for name, x in params.items()}
+    pinned = np.isin(np.arange(len(trace.ids)), trace.pinned)
     logits, _ = forward(params, trace.ids[None], config, policy=policy, threshold=threshold, kernels=kernels(0),
-                        kept=kept)
+                        kept=kept, pinned=pinned if trace.pinned else None)
     return np.take_along_axis(log_softmax(logits[0, :-1]), trace.ids[1:, None], 1)[:, 0]
 
 

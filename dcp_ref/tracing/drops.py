@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dcp_ref.policies import float32_threshold
+from dcp_ref.interaction import float32_threshold
+from dcp_ref.policies import Policy
 
 if TYPE_CHECKING:
     from dcp_ref.tracing.record import Trace
@@ -32,12 +33,13 @@ class Drops(NamedTuple):
 def drops_of(trace: "Trace") -> Drops:
     """The drops that the lifetimes of a trace stand for."""
     layer, position, by = rows_that_dropped(trace.lifetime)
-    threshold = np.float32(float32_threshold(trace.threshold, trace.policy))
+    threshold = np.float32(float32_threshold(trace.threshold, trace.policy.learned))
     score = np.full(len(by), np.nan, np.float32)
-    reason = np.full(len(by), REASONS.index("heavy" if trace.policy.heavy else "window"), np.int8)
+    reason = np.full(len(by), REASONS.index(_besides(trace.policy)), np.int8)
     if trace.policy.learned:
         score = scores_of_pairs(trace, layer, by, position)
-        alone = trace.policy.window is None  # then nothing but a score can have decided, whatever rounding does to it
+        # Alone, nothing but the threshold can have decided, whatever rounding does to a score.
+        alone = trace.policy.window is None and trace.policy.budget is None
         judged = by - position > trace.config.int_delay
         reason[judged & (alone | ~(score > threshold))] = REASONS.index("learned")
     if trace.config.propagate_in_depth:
@@ -46,6 +48,11 @@ def drops_of(trace: "Trace") -> Drops:
     with np.errstate(over="ignore"):
         margin = score - threshold
     return Drops(layer, position, by, score, margin, reason)
+
+
+def _besides(policy: Policy) -> str:
+    """The rule, besides the threshold, by which a policy drops."""
+    return "rule" if policy.rule else "budget" if policy.budget else "heavy" if policy.heavy else "window"
 
 
 def left_of(lifetime: np.ndarray) -> np.ndarray:  # [L, T] -> int64 [L, T]

@@ -25,7 +25,8 @@ class Why(NamedTuple):
     layer's attention and mlp. Once a token's mean and scale in ln_1 are fixed, a score is linear in each of its two
     hidden states. `query_parts` are what each part of token i's gave, `key_parts` of token j's; the last is ln_1's
     bias. query_parts.sum() = key_parts.sum() = score - beta, to float32 rounding.
-    `dropped_by`: the token that dropped j in this layer, None where it was held to the end.
+    `dropped_by`: the token that dropped j in this layer, None where it was held to the end. `pinned`: whether j was
+    pinned, so that no score could drop it.
     """
 
     layer: int
@@ -42,6 +43,7 @@ class Why(NamedTuple):
     query_parts: np.ndarray  # float64 [3 + 2 layer]
     key_parts: np.ndarray  # float64 [3 + 2 layer]
     dropped_by: int | None
+    pinned: bool = False
 
     def __str__(self) -> str:
         query, key = (f"{text!r} ({at})" for text, at in zip(self.texts, (self.i, self.j), strict=True))
@@ -66,6 +68,8 @@ class Why(NamedTuple):
 
     def _verdict(self) -> str:
         by = self.dropped_by
+        if self.pinned:
+            return "The token is pinned: nothing drops it."
         if by == self.i:
             return "Here the token was dropped."
         return "The layer held the token to the end." if by is None else \
@@ -84,7 +88,7 @@ def why(trace: "Trace", layer: int, i: int, j: int) -> Why:
     return Why(layer, i, j, (trace.texts[i], trace.texts[j]), float(score), trace.threshold,
                float(score - trace.threshold), float(beta[layer]), terms, history, part_names(layer),
                of_q[:, 0] @ k[layer, j] / math.sqrt(q.shape[2]), of_k[:, 1] @ q[layer, i] / math.sqrt(q.shape[2]),
-               by if by < len(trace.ids) else None)
+               by if by < len(trace.ids) else None, j in trace.pinned)
 
 
 def check_pair(trace: "Trace", i: int, j: int) -> tuple[int, int]:

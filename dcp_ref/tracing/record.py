@@ -31,7 +31,8 @@ class Trace:
 
     `ids` int64 [T] and `texts` (pieces.py) are the tokens that were fed, the first `prompt_tokens` as a prompt.
     `lifetime` int32 [L, T]: the number of rows that a layer held a token for, its own row included; T - j for a token j
-    that never dropped. `scores`: whether files and pages hold the interaction queries and keys.
+    that never dropped. `pinned`: the positions of the tokens that nothing could drop. `scores`: whether files and pages
+    hold the interaction queries and keys.
     Scores are worked out when they are first asked for. That needs the model, which is kept here, but not in files.
     """
 
@@ -48,6 +49,7 @@ class Trace:
     weights: str = "float32"
     kv: str = "float32"
     name: str = "model"
+    pinned: tuple[int, ...] = ()
     hash_in_file: str | None = None  # of the model's weights
 
     @cached_property

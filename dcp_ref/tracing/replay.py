@@ -60,7 +60,7 @@ def replay(trace: "Trace", model: Model) -> Replay:
         hidden = kernels.activation(kernels.linear(n, p["mlp.c_fc"]), config.activation_function)
         parts.append(kernels.linear(hidden, p["mlp.c_proj"]))
         x = x + parts[-1]
-    r = trace.policy.rank(config)
+    r = trace.policy.rank(config) if trace.policy.learned else 0
     both = np.stack(queries_keys) if r else np.zeros((config.n_layer, T, 0), np.float32)
     beta = [p["attn.int_bias"][0] if r else 0 for p in w.layers]
     return Replay(np.stack(parts), both[..., :r], both[..., r:], np.array(beta, np.float32))

@@ -20,6 +20,7 @@ def picture(trace: "Trace") -> str:
     """Facts, a curve of live tokens a layer, then the tokens."""
     T = len(trace.ids)
     new = f", {T - trace.prompt_tokens} of them generated" if trace.prompt_tokens < T else ""
+    new += f", {len(trace.pinned)} pinned" if trace.pinned else ""
     lines = [f"{trace.title}: {T} tokens{new}", "",
              f"{'':{MARGIN}}live tokens, from the first step to the last"]
     most = int(trace.live_counts.max())

@@ -14,7 +14,8 @@ from safetensors.numpy import save
 from dcp_ref.checkpoints.replacing import replacing
 from dcp_ref.checkpoints.weights import Model
 from dcp_ref.config import Config
-from dcp_ref.policies import Policy, check_threshold
+from dcp_ref.interaction import check_threshold
+from dcp_ref.policies import Policy
 from dcp_ref.tracing.as_json import FORMAT, VERSION
 from dcp_ref.tracing.drops import REASONS, Drops, rows_that_dropped
 from dcp_ref.tracing.replay import Interaction
@@ -31,8 +32,9 @@ def save_trace(trace: "Trace", path: str | PathLike[str]) -> None:
     """Write a file for `load`; an older one is replaced whole, or not at all. Raises OSError, and ValueError as
     `trace.drops` does."""
     header = {name: getattr(trace, name) for name in PLAIN} | {
-        "config": dataclasses.asdict(trace.config), "policy": dataclasses.asdict(trace.policy),
-        "texts": list(trace.texts), "weights_hash": trace.weights_hash}
+        "config": dataclasses.asdict(trace.config),
+        "policy": vars(trace.policy) | {"rule": trace.policy.rule is not None},
+        "texts": list(trace.texts), "pinned": list(trace.pinned), "weights_hash": trace.weights_hash}
     arrays: dict[str, np.ndarray] = {"ids": trace.ids, "lifetime": trace.lifetime}
     arrays |= {"score": trace.drops.score, "margin": trace.drops.margin, "reason": trace.drops.reason}
     if trace.scores:
@@ -60,10 +62,10 @@ def load(path: str | PathLike[str]) -> "Trace":
 
     header, arrays = _read(Path(path))
     try:
-        config, policy = Config.from_dict(header["config"]), Policy(**header["policy"])
+        config, policy = Config.from_dict(header["config"]), _policy(header["policy"])
         ids, lifetime, texts = arrays["ids"], arrays["lifetime"], tuple(header["texts"])
         trace = Trace(config, ids, texts, policy=policy, lifetime=lifetime, hash_in_file=header["weights_hash"],
-                      **{name: header[name] for name in PLAIN})
+                      pinned=tuple(header.get("pinned", ())), **{name: header[name] for name in PLAIN})
         _check(trace)
         layer, position, by = rows_that_dropped(lifetime)
         known: dict[str, Any] = {"drops": Drops(layer, position, by, *(arrays[n] for n in Drops._fields[3:]))}
@@ -75,6 +77,15 @@ def load(path: str | PathLike[str]) -> "Trace":
         raise ValueError(f"{path}: damaged ({type(error).__name__}: {error}); trace the text again") from None
     vars(trace).update(known)  # as if they had been worked out
     return trace
+
+
+def _policy(fields: dict[str, Any]) -> Policy:
+    """The policy of a file. A file holds no functions: a rule of one's own that was read from one can only be named."""
+    def rule(*_: Any) -> None:
+        raise ValueError(f"policy {fields['name']}: this trace was read from a file, which holds no rule of one's own: "
+                         "trace the text again")
+
+    return Policy(**fields | {"rule": rule if fields.get("rule") else None})
 
 
 def hash_of(model: Model) -> str:
@@ -125,6 +136,8 @@ def _check(trace: "Trace") -> None:
         raise ValueError("texts or names are no strings")
     if not 0 < trace.prompt_tokens <= T or (trace.scores and not trace.policy.learned):
         raise ValueError("prompt_tokens or scores are impossible")
+    if any(type(j) is not int or not 0 <= j < T or (trace.left[:, j] < T).any() for j in trace.pinned):
+        raise ValueError("pinned is impossible")
     if (lifetime < 1).any() or (trace.left > T).any():
         raise ValueError("lifetime is impossible")
 

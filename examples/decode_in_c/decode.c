@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include "kernels.h"
 #include "dcp.h"
 
 enum { LAYERS, POSITIONS, HEADS, HEAD_DIM, RANK, INNER, VOCABULARY, ACTIVATION, IN_DEPTH, DELAY, SIZES };
@@ -79,12 +80,11 @@ static dcp_model read_model(FILE *file, const uint64_t *size)
 static int64_t feed(dcp_cache *cache, const dcp_model *model, dcp_sequence *sequence, const int64_t *ids, size_t count)
 {
     const dcp_feed next = {.batch = 1, .sequence = &sequence, .count = &count, .ids = ids};
-    const size_t bytes = dcp_decode_bytes(cache, model, &next), V = model->head.n_out;
+    size_t best = 0, bytes = dcp_decode_bytes(cache, model, &next), V = model->head.n_out;
     float *logits = memory(V * sizeof *logits);
     void *workspace = memory(bytes);
     dcp_pool_grow(&cache->pool, dcp_more_pages(cache, &sequence, &count, 1, 0, cache->shape.layers));
     need(dcp_decode(logits, cache, model, &next, workspace, bytes) == DCP_OK, "no such id, or too many tokens");
-    size_t best = 0;
     for (size_t i = 1; i < V; i++)
         best = logits[i] > logits[best] ? i : best;
     munmap(logits, V * sizeof *logits);

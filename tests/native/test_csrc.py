@@ -12,7 +12,7 @@ from dcp_ref import native
 from dcp_ref.native import extension
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
-MANUALS = ("dcp.h", "training.h")  # what a C caller includes
+MANUALS = ("dcp.h", "kernels.h", "training.h")  # what a C caller includes
 LINES = 250  # of a file: what is read at once
 STRICT = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror", "-fsyntax-only"]
 DEFINED = re.compile(r"^(?:KERNEL\(extern, (\w+),|(?!static|typedef|INLINE|KERNEL)\w[\w ]*[ *](\w+)\()[^;]*\)\n\{",

@@ -50,8 +50,8 @@ def test_rules_by_position_are_one_mask_for_every_layer(policy, depth, seed):
 class Recorded(policies.Policy):
     """Keeps what the model calls it with, and what it answers."""
 
-    def log_mask(self, q, k, log_other, scale, kept=False):
-        mask = super().log_mask(q, k, log_other, scale, kept)
+    def log_mask(self, q, k, log_other, scale, *rest):
+        mask = super().log_mask(q, k, log_other, scale, *rest)
         calls.append((q, k, np.broadcast_to(log_other, mask.shape), scale, mask))
         return mask
 

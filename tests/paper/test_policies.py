@@ -12,7 +12,7 @@ from policy_tools import by_position, heavy_by_definition, pairs
 
 from dcp_ref import policies
 from dcp_ref.config import Config
-from dcp_ref.policies import Policy, heavy_hitters, parse, sinks, strided, window
+from dcp_ref.policies import Policy, budget, heavy_hitters, parse, sinks, strided, window
 
 HEADER = Path(__file__).parents[2] / "csrc/dcp.h"
 PLAIN, PRUNED = Config(), Config(int_n_embd=4)
@@ -54,6 +54,24 @@ def test_heavy_hitters_by_brute_force(T, n, w, soft, seed):
         assert (far.sum(axis=1) <= n).all()
 
 
+@given(T=st.integers(1, 12), n=st.integers(1, 4), delay=st.integers(0, 3), seed=SEEDS)
+def test_a_budget_by_brute_force(T, n, delay, seed):
+    """Scores are small integers, so that ties are many; what else drops takes part of the budget's work."""
+    rng = np.random.default_rng(seed)
+    s, kept = rng.integers(-3, 4, (1, T, T)).astype(float), rng.random((1, T, T)) < 0.1
+    handed = np.where((rng.random((1, T, T)) < 0.2) & np.tri(T, k=-1, dtype=bool), -np.inf, 0).cumsum(axis=1)
+    qk = np.zeros((1, 1, T, 1))
+    [got] = budget(n).log_mask(qk, qk, handed, 1.0, kept, s, delay) == 0
+    live = np.ones((T, T), bool)
+    for i in range(T):
+        live[i] = live[i - 1] if i else live[i]
+        there = [j for j in range(i - delay) if live[i, j] and handed[0, i, j] == 0 and not kept[0, i, j]]
+        while len(there) > n:
+            there.remove(gone := min(there, key=lambda j: (s[0, i, j], j)))
+            live[i, gone] = False
+    np.testing.assert_array_equal(got, live)
+
+
 def test_of_two_heavy_hitters_the_later_stays():
     policy = heavy_hitters(1, 1)
     attention = np.array([1, 1, 1], np.float32)
@@ -73,7 +91,7 @@ def test_attention_that_decides_counts_every_head_and_the_token_itself():
 @given(policy=any_policies(), T=st.integers(1, 12), seed=SEEDS)
 def test_dropped_is_dropped_for_good(policy, T, seed):
     q, k = np.random.default_rng(seed).normal(size=(2, 1, 2, T, 2)).astype(np.float32)
-    [mask] = policy.log_mask(q, k, 0.0, 1.0)
+    [mask] = policy.log_mask(q, k, 0.0, 1.0, s=q[:, 0] @ k[:, 0].swapaxes(-1, -2))
     assert (mask[1:] <= mask[:-1]).all()
     assert (mask[~np.tri(T, k=-1, dtype=bool)] == 0).all()
 
@@ -103,12 +121,14 @@ def test_forms():
     assert parse("strided:128,64") == Policy("strided:128,64", window=128, stride=64)
     assert parse("sinks:4,252") == Policy("sinks:4,252", first=4, window=252)
     assert parse("heavy_hitters:64,32") == Policy("heavy_hitters:64,32", heavy=64, window=32)
+    assert parse("learned:9") == Policy("learned:9", learned=True, budget=9)
     assert parse("learned") is policies.learned and parse("dense") is policies.dense
 
 
 @pytest.mark.parametrize("text", [
     "", "windows:3", "window", "window:", "window:-1", "window:1,2", "window: 1", "window:1_0", "window:٣",
-    "window:1\n", "window:" + "9" * 5000, "sinks:4", "sinks:4,", "dense:", "Dense", "learned:1", None, 3])
+    "window:1\n", "window:" + "9" * 5000, "sinks:4", "sinks:4,", "dense:", "Dense", "learned:", "learned:-1", "dense:1",
+    None, 3])
 def test_parse_lists_the_forms(text):
     with pytest.raises(ValueError, match=r"is not of one of these forms.*: learned, dense, window:W, .*heavy_hitters"):
         parse(text)
@@ -126,6 +146,8 @@ def test_a_field_that_is_no_count(field, value):
     (lambda: strided(3, None), "stride"), (lambda: Policy("x", learned=1), "learned"),
     (lambda: heavy_hitters(-1, 3), "heavy"), (lambda: Policy("x", heavy=3), "window"),
     (lambda: Policy("x", learned=True, first=3), "window"), (lambda: Policy("x", stride=3), "window"),
+    (lambda: budget(0), "budget"), (lambda: parse("learned:0"), "budget"), (lambda: budget(1.5), "budget"),
+    (lambda: Policy("x", budget=3), "learned"), (lambda: Policy("x", learned=True, window=3, budget=3), "learned"),
 ])
 def test_impossible_policies(make, field):
     with pytest.raises(ValueError, match=rf"policy .*: {field} must be"):

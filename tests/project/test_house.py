@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE, TESTS = ROOT / "dcp_ref", ROOT / "tests"
-PAPER = ["config", "sigmoid", "layers", "interaction", "attention", "policies", "block", "model"]  # in reading order
+PAPER = [  # in reading order
+    "config", "sigmoid", "layers", "interaction", "attention", "choosing", "policies", "block", "model"]
 LEVEL = {"paper": 0, "checkpoints": 1, "runtime": 2, "native": 3, "training": 4, "analysis": 4, "tracing": 4,
          "testing": 4, "corpus": 4, "bench": 5, "cli": 5}  # a room imports from lower levels, and from itself
 ALSO = {

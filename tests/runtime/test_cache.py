@@ -53,7 +53,15 @@ def dense(config, inputs, policy=None, kv="float32", threshold=0.0):
                 s = k_int[j] @ q_int[i] / np.sqrt(config.int_n_embd) + inputs.beta[layer]
                 judged = i - j > config.int_delay
                 margin = min(margin, np.abs(s[judged] - threshold).min(initial=np.inf))
-                j = j[(s > threshold) | ~judged]
+                left = (s > threshold) | ~judged
+                j, s = j[left], s[left]
+                if policy.budget:
+                    ranked = [n for n in range(len(j)) if i - j[n] > config.int_delay]
+                    ranked.sort(key=lambda n: (s[n], j[n]))
+                    over = ranked[: max(len(ranked) - policy.budget, 0)]
+                    if over:
+                        margin = min(margin, s[ranked[len(over)]] - s[over[-1]])
+                    j = np.delete(j, over)
             candidates = [x for x in j if not stays_by_position(policy, i, x)]
             candidates.sort(key=lambda x: (attention[x], x))
             gone = candidates[: max(len(candidates) - (policy.heavy or 0), 0)]

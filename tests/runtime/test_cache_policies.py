@@ -7,39 +7,13 @@ from cache_tools import CACHES, any_policies, thresholds, with_pages
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from models import random_models
-from theorem_tools import BACKENDS, judged_margins
-from tolerances import SCORE_MARGIN, THEOREM_LOGITS
+from theorem_tools import BACKENDS, dense_with
+from tolerances import THEOREM_LOGITS
 
-from dcp_ref import Config, Engine, block, forward
-from dcp_ref.policies import Policy, heavy_hitters
+from dcp_ref import Config, Engine
+from dcp_ref.policies import heavy_hitters
 
 CONFIG = Config(vocab_size=1, n_positions=9, n_embd=2, n_layer=1, n_head=2)
-
-
-def dense_under(m, policy, ids, threshold):  # [T] -> logits [T, V], live [L, T, T]
-    """The dense forward; rejects the example when rounding could decide a drop."""
-    margins = []
-    plain_scores, plain_drops = block.scores, Policy.drops
-
-    def scores(*args):
-        s, saved = plain_scores(*args)
-        margins.extend(judged_margins(m.config, s, threshold))
-        return s, saved
-
-    def drops(self, i, position, attention, kept=False):
-        gone = plain_drops(self, i, position, attention, kept)
-        candidates = ~self.stays(i, position)
-        if gone.any() and not gone[candidates].all():
-            margins.append(attention[candidates & ~gone].min() - attention[gone].max())
-        return gone
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(block, "scores", scores)
-        patch.setattr(Policy, "drops", drops)
-        logits, mask = forward(m.params, ids[None], m.config, policy=policy, threshold=threshold)
-    assume(min(margins, default=1) > SCORE_MARGIN)
-    mask = np.cumprod(mask, axis=0) if m.config.propagate_in_depth else mask
-    return logits[0], (mask[:, 0] > 0) & np.tri(len(ids), dtype=bool)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -50,7 +24,7 @@ def test_decoding_is_the_dense_forward_under_every_policy(backend, m, policy, ch
     assume(sum(chunks) <= m.config.n_positions and (m.config.int_n_embd is not None or not policy.learned))
     ids = np.random.default_rng(seed).integers(0, m.config.vocab_size, sum(chunks))
     threshold = data.draw(thresholds(m.config, policy))
-    logits, live = dense_under(m, policy, ids, threshold)
+    logits, live = dense_with(m, ids, policy, threshold)
     engine, start = Engine(m, backend, policy=policy, threshold=threshold), 0
     sequence = engine.new_sequence()
     for count in chunks:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from models import random_model, random_models
-from theorem_tools import BACKENDS, THRESHOLDS, dense, schedules
+from theorem_tools import BACKENDS, THRESHOLDS, dense_with, schedules
 from tolerances import SCORE_MARGIN, THEOREM_LOGITS
 
 from dcp_ref import Config, Engine, forward, generate
@@ -25,11 +25,11 @@ class Watched:
         self.engine, self.feed, self.left = engine, engine._decoder.feed, defaultdict(dict)
         engine._decoder.feed = self
 
-    def __call__(self, handles, counts, ids, wanted, out, _):
+    def __call__(self, handles, counts, ids, wanted, out, _, pinned):
         starts = [self.engine._cache.length(handle) for handle in handles]
         rows = [(s, start + t) for s, start, n in zip(handles, starts, counts, strict=True) for t in range(n)]
         drops = []
-        self.feed(handles, counts, ids, wanted, out, drops)
+        self.feed(handles, counts, ids, wanted, out, drops, pinned)
         for layer, dropped in enumerate(drops):
             for row, position in dropped.tolist():
                 sequence, i = rows[row]
@@ -57,7 +57,7 @@ def test_decoding_is_the_dense_forward(backend, m, schedule, seed, last, thresho
     threshold = threshold if m.config.int_n_embd else 0.0
     rng = np.random.default_rng(seed)
     texts = [rng.integers(0, m.config.vocab_size, n) for n in lengths]
-    expected = [dense(m, ids, threshold) for ids in texts]
+    expected = [dense_with(m, ids, threshold=threshold) for ids in texts]
     engine = Engine(m, backend, threshold=threshold)
     watched = Watched(engine)
     handles = [engine.new_sequence() for _ in texts]
@@ -87,7 +87,7 @@ def test_greedy_generation_is_the_dense_argmax(backend, m, prompts):
     for prompt, result in zip(prompts, results, strict=True):
         ids = list(prompt)
         for token in result.ids:
-            logits, _ = dense(m, np.array(ids))
+            logits, _ = dense_with(m, np.array(ids))
             best = np.sort(logits[-1])[-2:]
             assume(best[1] - best[0] > SCORE_MARGIN)  # else rounding may choose
             assert token == logits[-1].argmax()

@@ -12,7 +12,7 @@ from cache_tools import any_policies
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from models import moderate_model, random_models
-from theorem_tools import schedules
+from theorem_tools import choice_margins, schedules
 from tolerances import STORED
 
 from dcp_ref import Engine, native, policies
@@ -30,17 +30,15 @@ def margins():
     found: list[float] = []
     decode, drops = KVCache._decode, Policy.drops
 
-    def watched_decode(self, t, x, row, scale):
+    def watched_decode(self, t, x, row, scale, pinned):
         if self.policy.learned and len(t.position):
             s = t.k_int @ x.q_int[row] / math.sqrt(t.k_int.shape[1]) + x.beta
             found.append(np.abs(s).min())
-        return decode(self, t, x, row, scale)
+        return decode(self, t, x, row, scale, pinned)
 
-    def watched_drops(self, i, position, attention):
-        out = drops(self, i, position, attention)
-        candidates = ~self.stays(i, position)
-        if self.heavy and out.any() and not out[candidates].all():
-            found.append(attention[candidates & ~out].min() - attention[out].max())
+    def watched_drops(self, *arguments):
+        out = drops(self, *arguments)
+        found.extend(choice_margins(self, *arguments, out))
         return out
 
     with pytest.MonkeyPatch.context() as patch:

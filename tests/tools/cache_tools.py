@@ -8,11 +8,11 @@ from dcp_ref import native, policies
 from dcp_ref.config import Config
 from dcp_ref.native.cache import NativeCache
 from dcp_ref.native.extension import ffi, lib
-from dcp_ref.policies import Policy, heavy_hitters, sinks, strided, window
+from dcp_ref.policies import Policy, budget, heavy_hitters, sinks, strided, window
 from dcp_ref.runtime.cache import KVCache
 
 CACHES = [KVCache, NativeCache] if native.available() else [KVCache]
-FORMS = ("dense", "learned", "window", "strided", "sinks", "heavy_hitters")
+FORMS = ("dense", "learned", "window", "strided", "sinks", "heavy_hitters", "budget")
 
 
 def with_pages(make, config, page_slots, **options):
@@ -36,12 +36,12 @@ def thresholds(draw, config, policy=None):
 
 
 @st.composite
-def any_policies(draw, forms=(*FORMS, "heavy_hitters", "mixed")):
+def any_policies(draw, forms=(*FORMS, "heavy_hitters", "budget", "mixed")):
     """One of the forms that a command line takes, or all of them at once, with small numbers."""
     small, w = st.integers(0, 5), draw(st.integers(1, 6))
     return {"dense": lambda: policies.dense, "learned": lambda: policies.learned, "window": lambda: window(w),
             "strided": lambda: strided(w, draw(small)), "sinks": lambda: sinks(draw(small), w),
-            "heavy_hitters": lambda: heavy_hitters(draw(small), w),
+            "heavy_hitters": lambda: heavy_hitters(draw(small), w), "budget": lambda: budget(w),
             "mixed": lambda: Policy("mixed", draw(st.booleans()), w, draw(small), draw(small), draw(st.none() | small)),
             }[draw(st.sampled_from(forms))]()
 
@@ -132,10 +132,10 @@ def page_bytes(config, page_slots=32, kv="float32", policy=None):
     return NativeCache(config, page_slots, kv=kv, policy=policy)._pages.page_bytes
 
 
-def walk_layers(cache, sequences, counts, inputs, first=0, policy=None):
+def walk_layers(cache, sequences, counts, inputs, first=0, policy=None, pinned=None):
     """Feed rows first, first + 1, ... of the inputs to every layer; returns the (out, dropped) of each."""
     config, inherited, results = cache.config, None, []
-    batch = cache.reserve(sequences, counts)
+    batch = cache.reserve(sequences, counts, pinned)
     for layer in range(config.n_layer):
         arguments = inputs.rows(config, policy, layer, first, first + sum(counts))
         results.append(cache.step(layer, batch, *arguments, inherited))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tolerances import SCORE_MARGIN
 
 from dcp_ref import Model, block, forward, native
+from dcp_ref.policies import Policy
 
 THRESHOLDS = [0.0, 0.0, -1.0, 0.1, 1, np.float32(2), math.inf, -math.inf]
 BACKENDS = ["numpy", "native"] if native.available() else ["numpy"]
@@ -34,19 +35,35 @@ def judged_margins(config, s, threshold):  # [B, T, T] -> [pairs]
     return np.abs(s[..., np.tri(T, k=-1 - min(config.int_delay, T), dtype=bool)] - threshold).ravel()
 
 
-def dense(m: Model, ids, threshold=0.0):  # [T] -> logits [T, V], live [L, T, T]
-    """The dense forward; rejects the example when a score is so close to the threshold that rounding may decide."""
-    margins = []
-    plain = block.scores
+def choice_margins(policy, i, position, attention, kept, s, delay, gone):
+    """How close it was between the last token that a policy's `drops` drops for another's sake, and that other."""
+    if policy.budget is not None:
+        value, counted = s, (i - position > delay) & ~np.broadcast_to(kept, position.shape)
+    else:
+        value, counted = attention, ~(policy.stays(i, position) | kept)
+    return [value[counted & ~gone].min() - value[gone].max()] if gone.any() and not gone[counted].all() else []
 
-    def recorded(*args):
-        s, saved = plain(*args)
+
+def dense_with(m: Model, ids, policy=None, threshold=0.0, pinned=None):
+    # [T], bool [T] -> logits [T, V], live [L, T, T]
+    """The dense forward; rejects the example when a decision is so close that rounding may make it otherwise."""
+    margins = []
+    plain_scores, plain_drops = block.scores, Policy.drops
+
+    def scores(*args):
+        s, saved = plain_scores(*args)
         margins.extend(judged_margins(m.config, s, threshold))
         return s, saved
 
+    def drops(self, i, position, attention, kept=False, s=None, delay=0):
+        gone = plain_drops(self, i, position, attention, kept, s, delay)
+        margins.extend(choice_margins(self, i, position, attention, kept, s, delay, gone))
+        return gone
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(block, "scores", recorded)
-        logits, mask = forward(m.params, ids[None], m.config, threshold=threshold)
+        patch.setattr(block, "scores", scores)
+        patch.setattr(Policy, "drops", drops)
+        logits, mask = forward(m.params, ids[None], m.config, policy=policy, threshold=threshold, pinned=pinned)
     assume(min(margins, default=1) > SCORE_MARGIN)
     mask = np.cumprod(mask, axis=0) if m.config.propagate_in_depth else mask
     return logits[0], (mask[:, 0] > 0) & np.tri(len(ids), dtype=bool)

@@ -32,14 +32,21 @@ def decode(m, ids, policy, threshold, kept):  # -> logits [T, V], dropped {(laye
             n = layer_norm(x, p[h + "ln_1.weight"], p[h + "ln_1.bias"], c.layer_norm_epsilon)[0]
             q, k[layer][i], v[layer][i] = np.split(n @ p[h + "attn.c_attn.weight"] + p[h + "attn.c_attn.bias"], 3)
             leaving = {j for j in live[layer] if c.propagate_in_depth and any((e, j) in gone for e in range(layer))}
+            scores = {}
             if policy.learned:
                 k_int[layer][i] = n @ p[h + "attn.k_int.weight"]
                 q_int, beta = n @ p[h + "attn.q_int.weight"], p[h + "attn.int_bias"][0]
                 for j in live[layer]:
                     s = q_int @ k_int[layer][j] / math.sqrt(len(q_int)) + beta
+                    scores[j] = s
                     margins.append(abs(s - threshold))
                     if not s > threshold and i - j > c.int_delay and (layer, i, j) not in kept:
                         leaving.add(j)
+            if policy.budget:
+                old = [j for j in live[layer] if j not in leaving and (layer, i, j) not in kept and i - j > c.int_delay]
+                old.sort(key=lambda j: (scores[j], j))
+                margins.extend(scores[b] - scores[a] for a, b in itertools.pairwise(old))
+                leaving |= set(old[: max(len(old) - policy.budget, 0)])
             if policy.window is not None:
                 old = [j for j in live[layer] if j not in leaving and (layer, i, j) not in kept
                        and not policy.stays(i, j)]

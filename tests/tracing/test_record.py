@@ -26,15 +26,17 @@ def dense_live(m, ids, policy, threshold):  # -> bool [L, T, T]
         margins.extend(judged_margins(m.config, s, threshold))
         return s, saved
 
-    def heavy(self, i, position, attention, kept=False):
+    def watched(self, i, position, attention, kept=False, s=None, delay=0):
         if self.heavy is not None:
             of = np.sort(attention[~self.stays(i, position)])
             margins.extend(np.diff(of) * SCORE_MARGIN / CLOSE)
-        return drops(self, i, position, attention, kept)
+        if self.budget is not None:
+            margins.extend(np.diff(np.sort(s)))
+        return drops(self, i, position, attention, kept, s, delay)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(block, "scores", scores)
-        patch.setattr(policies.Policy, "drops", heavy)
+        patch.setattr(policies.Policy, "drops", watched)
         mask = forward(m.params, ids[None], m.config, policy=policy, threshold=threshold).interaction[:, 0]
     assume(min(margins, default=1) > SCORE_MARGIN)
     mask = np.cumprod(mask, axis=0) if m.config.propagate_in_depth else mask
@@ -86,7 +88,7 @@ def test_a_reason_is_the_rule_that_decided(backend, case):
         np.testing.assert_allclose(drops.score[n], s, rtol=1e-3, atol=1e-4)
         by_score = policy.learned and i - j > m.config.int_delay and not s > threshold
         assert REASONS[drops.reason[n]] == ("inherited" if inherited else "learned" if by_score else
-                                            "heavy" if policy.heavy else "window")
+                                            "budget" if policy.budget else "heavy" if policy.heavy else "window")
         assert drops.margin[n] == pytest.approx(drops.score[n] - threshold, abs=1e-6, nan_ok=True)
 
 

@@ -10,7 +10,9 @@ Decoding token i in a layer:
 `KVCache._decode` is this definition, line by line; the rest of the class keeps sequences and checks arguments.
 """
 
+import itertools
 import math
+import operator
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -134,14 +136,17 @@ class KVCache:
             raise RuntimeError("the batch is no longer valid: a sequence has been fed or released since `reserve`")
         n_head, scale = self.config.n_head, self.config.attention_scale(layer)
         x = x._replace(k=stored(x.k, self.kv, n_head), v=stored(x.v, self.kv, n_head))
-        out, dropped, first = np.empty(x.q.shape, np.float32), [], 0
+        out, dropped, first, after = np.empty(x.q.shape, np.float32), [], 0, []
         for layers, count in zip(batch.layers, batch.counts, strict=True):
             tokens = layers[layer]
             for row in range(first, first + count):
                 tokens, gone, out[row] = self._decode(tokens, x, row, scale)
                 dropped += [(row, position) for position in gone]
-            layers[layer], first = tokens, first + count
-        return out, np.array(dropped, np.int32).reshape(-1, 2)
+            after.append(tokens)
+            first += count
+        result = out, np.array(dropped, np.int32).reshape(-1, 2)
+        any(map(operator.setitem, batch.layers, itertools.repeat(layer), after))  # in C: no interrupt comes in between
+        return result
 
     def _decode(self, tokens: Tokens, x: StepInput, row: int, scale: float) -> tuple[Tokens, np.ndarray, np.ndarray]:
         """The next token i of a sequence in a layer: the tokens then, the positions that left, attention's output."""

@@ -8,8 +8,8 @@ BUILD := $(CURDIR)/$(RUN)/python setup.py -q build_ext --inplace
 PYTEST := HYPOTHESIS_PROFILE=ci $(CURDIR)/$(RUN)/python -m pytest --capture=sys
 THREADED := $(patsubst %,tests/%.py,native/test_kernels native/test_training_native native/test_invariance \
   runtime/test_cache runtime/test_threads)
-NATIVE := tests/native $(patsubst %,tests/runtime/test_%.py,cache cache_memory cache_policies checks engine memory reentry \
-  theorem theorem_storage threads)
+NATIVE := tests/native $(patsubst %,tests/runtime/test_%.py,any_line cache cache_memory cache_policies checks engine memory reentry \
+  refused_memory theorem theorem_storage threads)
 .PHONY: demo test lint bench mutants stress wheel lm-eval asan tsan baseline clean
 
 demo: .venv/run

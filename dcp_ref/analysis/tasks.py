@@ -111,7 +111,7 @@ def _question(task: str, path: str, n: int, line: str) -> Question:
         if not isinstance(item, dict):
             raise ValueError("must be a JSON object")
         return TASKS[task].question(item)._replace(line=n)
-    except ValueError as error:  # JSONDecodeError is one
+    except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
         raise ValueError(f"{inputs.name(path)}, line {n}: no item of {task}: {error}") from None
 
 

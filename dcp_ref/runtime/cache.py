@@ -10,7 +10,9 @@ Decoding token i in a layer:
 `KVCache._decode` is this definition, line by line; the rest of the class keeps sequences and checks arguments.
 """
 
+import itertools
 import math
+import operator
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -139,15 +141,18 @@ class KVCache:
             raise RuntimeError("the batch is no longer valid: a sequence has been fed or released since `reserve`")
         n_head, scale = self.config.n_head, self.config.attention_scale(layer)
         x = x._replace(k=stored(x.k, self.kv, n_head), v=stored(x.v, self.kv, n_head))
-        out, dropped, first = np.empty(x.q.shape, np.float32), [], 0
+        out, dropped, first, after = np.empty(x.q.shape, np.float32), [], 0, []
         for layers, count in zip(batch.layers, batch.counts, strict=True):
             tokens = layers[layer]
             for row in range(first, first + count):
                 pinned = batch.pinned is not None and bool(batch.pinned[row])
                 tokens, gone, out[row] = self._decode(tokens, x, row, scale, pinned)
                 dropped += [(row, position) for position in gone]
-            layers[layer], first = tokens, first + count
-        return out, np.array(dropped, np.int32).reshape(-1, 2)
+            after.append(tokens)
+            first += count
+        result = out, np.array(dropped, np.int32).reshape(-1, 2)
+        any(map(operator.setitem, batch.layers, itertools.repeat(layer), after))  # in C: no interrupt comes in between
+        return result
 
     def _decode(self, tokens: Tokens, x: StepInput, row: int, scale: float, pinned: bool
                 ) -> tuple[Tokens, np.ndarray, np.ndarray]:

@@ -51,11 +51,10 @@ class Handles:
         return handle
 
     def forget(self, handle: int) -> None:
-        """Stop keeping a sequence, if it is there."""
+        """Stop keeping a sequence, if it is there; and those that are released, whose forgetting was interrupted."""
         while True:
             now = self._sequences
-            left = dict(now)
-            left.pop(int(handle), None)
+            left = {h: sequence for h, sequence in now.items() if h != int(handle) and not self._released(sequence)}
             if self._exchange(now, left):
                 return
 

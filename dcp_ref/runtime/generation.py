@@ -1,5 +1,6 @@
 """Text from prompts: a batch of continuations, each ending by itself."""
 
+import contextlib
 import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -53,12 +54,11 @@ def generate(
 
 def complete(engine: Engine, rows: list[Row], sampling: Sampling) -> None:
     """Take steps until all rows have ended. Afterwards the engine holds none of their tokens, even after an error."""
-    try:
+    with contextlib.ExitStack() as at_the_end:  # if one release is interrupted, the others are still made
+        for row in rows:
+            at_the_end.callback(row.release, engine)
         while step(engine, rows, sampling):
             pass
-    finally:
-        for row in rows:
-            row.release(engine)
 
 
 def make_rows(

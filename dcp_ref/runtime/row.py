@@ -6,6 +6,7 @@ token's cost, is bounded.
 """
 
 import codecs
+import contextlib
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -69,14 +70,17 @@ class Row:
         return np.setdiff1d(self.tokenizer.missing(self.config.vocab_size), self.ends)
 
     def release(self, engine: Engine) -> None:
-        """Give the row's pages back, if it holds any."""
-        sequence, self.sequence = self.sequence, None
-        if sequence is not None:
+        """Give the row's pages back, if it holds any. If this is interrupted, it can be called again."""
+        if self.sequence is None:
+            return
+        with contextlib.suppress(ValueError):  # an interrupt came before the last line: the sequence is released
             try:
                 if self.stop_reason is not None:
-                    self.live, self.bytes = int(engine.live_counts([sequence]).sum()), engine.stats().bytes_owned
+                    live = engine.live_counts([self.sequence])
+                    self.live, self.bytes = int(live.sum()), engine.stats().bytes_owned
             finally:
-                engine.release(sequence)
+                engine.release(self.sequence)
+        self.sequence = None
 
     def accept(self, token: int) -> None:
         """Add the token drawn after `pending` was fed; end the row if it is the last one."""

@@ -1,10 +1,8 @@
-"""What comes between: finalizers, signal handlers, generators, interrupts, refused memory. All or nothing, no crash."""
+"""What comes between: finalizers, signal handlers, generators. All or nothing, no crash."""
 
 import gc
 import random
-import shutil
 import signal
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -14,7 +12,7 @@ import pytest
 import stress
 from models import moderate_model
 from theorem_tools import BACKENDS
-from thread_tools import SANITIZED, run_python
+from thread_tools import run_python
 from tolerances import THEOREM_LOGITS
 
 import dcp_ref
@@ -264,35 +262,6 @@ def test_a_handler_that_releases_the_sequence(backend):
             0 if released else engine.live_counts([gone]).sum())
 
 
-# ---- interrupts: a line of this package after the other raises ----
-
-class Interrupt(KeyboardInterrupt):
-    pass
-
-
-def interrupted_at(n, call):
-    """Whether line n of the package's that `call` runs was there, and raised."""
-    left = [n]
-
-    def trace(frame, event, _):
-        if not frame.f_code.co_filename.startswith(PACKAGE):
-            return None
-        if event == "line":
-            left[0] -= 1
-            if left[0] == 0:
-                raise Interrupt
-        return trace
-
-    sys.settrace(trace)
-    try:
-        call()
-    except Interrupt:
-        return True
-    finally:
-        sys.settrace(None)
-    return False
-
-
 @each_backend
 def test_a_release_at_any_line_of_a_feed_is_for_good(backend):
     """As of a signal's handler, which comes between two lines: the feed is done before, or refused by name."""
@@ -326,205 +295,6 @@ def test_a_release_at_any_line_of_a_feed_is_for_good(backend):
         live = engine.live_counts([kept] if hit else [gone, kept]).sum()
         assert engine.stats().live_tokens == live
     assert n > 10
-
-
-OPERATIONS = {
-    "feed": lambda e, a, b: e.feed([a, b], [TEXT[:2], [5]]),
-    "fork": lambda e, a, b: e.fork(a),
-    "release": lambda e, a, b: e.release(b),
-    "trim": lambda e, a, b: e.trim(),
-    "new": lambda e, a, b: e.new_sequence(),
-    "read": lambda e, a, b: (e.live_positions(a, 1), e.live_counts([a, b]), e.stats()),
-}
-
-
-@each_backend
-@pytest.mark.parametrize("operation", OPERATIONS)
-def test_an_interrupt_at_any_line(backend, operation):
-    """The operation has done all or nothing, no page is lost, and the lock is free."""
-    n, rounds = 0, 0
-    expected = {2: alone(backend, TEXT[:3], TEXT[:2], [7]), 0: alone(backend, TEXT[:3], [7])}
-    while True:
-        n += 1
-        engine = Engine(MODEL, backend)
-        a, b = engine.new_sequence(), engine.new_sequence()
-        engine.feed([a, b], [TEXT[:3], TEXT[3:5]])
-        if not interrupted_at(n, lambda: OPERATIONS[operation](engine, a, b)):  # noqa: B023
-            break
-        rounds += 1
-        assert is_free(engine)
-        more = engine._cache.length(a) - 3
-        if operation != "release":
-            assert engine._cache.length(b) - 2 == (more > 0)
-            engine.release(b)
-        else:
-            try:
-                engine.release(b)
-            except ValueError as error:
-                assert "was released" in str(error)
-        close(backend, engine.feed([a], [[7]])[0], expected[more])
-        assert engine.stats().live_tokens == engine.live_counts([a]).sum()
-        engine.release(a)
-        engine.trim()
-        assert engine.stats() == (0, 0, 0, 0, 0)
-    assert rounds > 1
-
-
-# ---- memory that is refused ----
-
-@each_backend
-def test_out_of_memory_in_a_feed_changes_nothing(backend, monkeypatch):
-    """Whichever array is refused: a feed that could not be done has not begun."""
-    engine, plain = Engine(MODEL, backend), np.empty
-    a, b = engine.new_sequence(), engine.new_sequence()
-    engine.feed([a, b], [TEXT[:3], TEXT[3:5]])
-    before = engine.stats()[:3]
-    for n in range(1, 1000):
-        left = [n]
-
-        def refuse(*args, left=left, **kwargs):
-            left[0] -= 1
-            if left[0] == 0:
-                raise MemoryError("refused")
-            return plain(*args, **kwargs)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(np, "empty", refuse)
-            try:
-                [row, _] = engine.feed([a, b], [TEXT[:4], [5]])
-                break
-            except MemoryError:
-                assert engine.stats()[:3] == before and engine._cache.length(a) == 3
-    close(backend, row, alone(backend, TEXT[:3], TEXT[:4]))
-    assert n > 1
-
-
-SHIM = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <stddef.h>
-#include <errno.h>
-#include <sys/mman.h>
-static volatile long left = -1, refused;
-void arm(long n) { left = n; refused = 0; }
-long disarm(void) { left = -1; return refused; }
-static int refuse(void)
-{
-    if (left > 0 && --left == 0) {
-        refused = 1;
-        errno = ENOMEM;
-        return 1;
-    }
-    return 0;
-}
-extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t);
-void *malloc(size_t n) { return refuse() ? NULL : __libc_malloc(n); }
-void *calloc(size_t n, size_t m) { return refuse() ? NULL : __libc_calloc(n, m); }
-void *realloc(void *p, size_t n) { return refuse() ? NULL : __libc_realloc(p, n); }
-void *mmap(void *a, size_t n, int p, int f, int d, off_t o)
-{
-    static void *(*real)(void *, size_t, int, int, int, off_t);
-    if (real == NULL)
-        real = dlsym(RTLD_NEXT, "mmap");
-    return refuse() ? MAP_FAILED : real(a, n, p, f, d, o);
-}
-"""
-
-
-@pytest.mark.skipif(SANITIZED or shutil.which("cc") is None or not sys.platform.startswith("linux"),
-                    reason="needs a C compiler, Linux, and no sanitizer")
-@pytest.mark.skipif("native" not in BACKENDS, reason="NumPy's own arithmetic does not survive it")
-def test_the_nth_allocation_of_a_feed_is_refused(tmp_path):
-    """For every n: of Python's, NumPy's, C's and the system's; no sequence has changed, and none is lost."""
-    (tmp_path / "shim.c").write_text(SHIM)
-    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-w", "-o", tmp_path / "shim.so", tmp_path / "shim.c"], check=True)
-    code = START + """
-import ctypes
-import numpy as np
-shim = ctypes.CDLL(sys.argv[1])
-text = list(range(100))
-engine = Engine(model, "native")
-a, b = engine.new_sequence(), engine.new_sequence()
-engine.feed([a, b], [text[:3], text[3:5]])
-reference = engine.fork(a)
-expected = engine.feed([reference], [text[:9]])[0]
-engine.release(reference)
-before, n, failures = engine.stats()[:3], 0, 0
-while True:
-    n += 1
-    engine.trim()
-    shim.arm(n)
-    try:
-        rows = engine.feed([a, b], [text[:9], [5]])
-    except (MemoryError, SystemError):  # NumPy forgets to say why, at some places of its own
-        rows = None
-    hit = shim.disarm()
-    if rows is not None:
-        assert np.allclose(rows[0], expected, atol=1e-4)
-        if not hit:
-            break
-        engine.release(a), engine.release(b)
-        a, b = engine.new_sequence(), engine.new_sequence()
-        engine.feed([a, b], [text[:3], text[3:5]])
-        continue
-    failures += 1
-    assert engine.stats()[:3] == before and engine._cache.length(a) == 3 and engine._cache.length(b) == 2
-print(failures > 20)
-"""
-    shim = str(tmp_path / "shim.so")
-    assert run_python(code, shim, LD_PRELOAD=shim, PYTHONMALLOC="malloc", OMP_NUM_THREADS="1",
-                      OPENBLAS_NUM_THREADS="1") == "True\n"
-
-
-@pytest.mark.skipif(SANITIZED or not sys.platform.startswith("linux"), reason="needs Linux, and no sanitizer")
-@each_backend
-def test_a_feed_under_a_limit_of_memory(backend):
-    """All or nothing, at many limits; and what fits afterwards is right."""
-    code = START + f"""
-import resource
-import numpy as np
-from models import random_model
-from dcp_ref import Config
-config = Config(vocab_size=50, n_positions=1024, n_embd=512, n_head=8, n_layer=4, n_inner=2048)
-engine = Engine(random_model(config, 0, 0.0), {backend!r})
-a, text = engine.new_sequence(), [i % 50 for i in range(150)]
-engine.feed([a], [text[:3]])
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-failed, rows = 0, []
-for extra in range(0, 40, 2):
-    child = engine.fork(a)
-    resource.setrlimit(resource.RLIMIT_AS, (used + (extra << 20), resource.RLIM_INFINITY))
-    try:
-        rows += engine.feed([child], [text])
-    except MemoryError:
-        failed += 1
-    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    if len(rows) + failed == extra // 2 + 1 and engine._cache.length(child) == 3:
-        continue
-    assert engine._cache.length(child) == 153
-    engine.release(child)
-expected = engine.feed([a], [text])[0]
-assert all(np.allclose(row, expected, atol=1e-3) for row in rows)
-print(failed > 0 or engine.backend == "numpy")
-"""
-    assert run_python(code) == "True\n"
-
-
-@pytest.mark.skipif(SANITIZED or not sys.platform.startswith("linux"), reason="needs Linux, and no sanitizer")
-def test_where_no_thread_can_be_started_one_does_the_work():
-    """OpenMP would end the process."""
-    code = START + """
-import resource
-from dcp_ref import native
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + (20 << 20), resource.RLIM_INFINITY))
-engine = Engine(model, "native")  # before this nothing has asked for threads, whose stacks take 8 MB each
-sequence = engine.new_sequence()
-[row] = engine.feed([sequence], [list(range(100))])
-print(native.threads(), row.shape)
-"""
-    if "native" in BACKENDS:
-        assert run_python(code, OMP_NUM_THREADS="4", OMP_STACKSIZE="8M") == "1 (300,)\n"
 
 
 def test_programs_drawn_at_random_end_without_a_signal():

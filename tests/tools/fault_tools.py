@@ -1,10 +1,16 @@
-"""Failures at every place where the system is asked for something."""
+"""Failures at every place where the system is asked for something, and at every line of the package."""
 
 import builtins
 import contextlib
 import io
 import os
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import dcp_ref
+
+PACKAGE = str(Path(dcp_ref.__file__).parent)
 
 CALLS = [(os, name) for name in ("open", "close", "fsync", "replace", "rename", "mkdir", "rmdir", "unlink", "chmod",
                                  "listdir", "scandir", "stat")] + [(io, "open"), (builtins, "open")]
@@ -37,3 +43,31 @@ def failing_at(n: int, fail: Callable[[], None], after: bool = False) -> Iterato
     finally:
         for owner, name, original in originals:
             setattr(owner, name, original)
+
+
+def fails_at_line(n: int, error: BaseException, call: Callable[[], object]) -> bool:
+    """Calls `call`, and raises the error before line number n of the package's. Returns whether there was that line.
+
+    An error that `call` deals with, or raises from another one, counts too.
+    """
+    left = n
+
+    def trace(frame, event, _):
+        nonlocal left
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                raise error
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    except type(error) as raised:
+        if raised is not error:
+            raise
+    finally:
+        sys.settrace(None)
+    return left <= 0

@@ -22,7 +22,7 @@ class OpenVINO(Rival):
     its last two pages, and the pages that got most attention.
     """
 
-    package = "openvino-genai optimum-intel"
+    package = "openvino-genai optimum-intel nncf"
 
     def __init__(self, weights, heads, rows, room, weight_type="f32", kv="f32", keep=None):
         import openvino
@@ -41,7 +41,7 @@ class OpenVINO(Rival):
         config = self.genai.SchedulerConfig()
         config.enable_prefix_caching = config.dynamic_split_fuse = False
         config.max_num_seqs, config.max_num_batched_tokens = rows, room
-        config.num_kv_blocks = rows * (-(-room // PAGE) + 1)
+        config.num_kv_blocks = self.pages = rows * (-(-room // PAGE) + 1)
         if keep is not None:
             config.use_cache_eviction = True
             config.cache_eviction_config = self.genai.CacheEvictionConfig(PAGE, 2 * PAGE, keep,

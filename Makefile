@@ -23,6 +23,7 @@ lint: .venv/test,dev
 
 bench:
 	$(PYTHON) -m venv build/rivals && build/rivals/bin/pip install -q -e ".[rivals]"
+	build/rivals/bin/pip uninstall -q -y torchvision  # optimum-intel asks for it: beside a torch for CPUs it breaks transformers
 	for name in alpha_sigmoid training shipped decode; do build/rivals/bin/python benchmarks/$$name.py || exit; done
 
 mutants: .venv/test

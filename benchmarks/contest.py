@@ -3,13 +3,13 @@
 import contextlib
 import functools
 import gc
-from typing import NamedTuple
+import subprocess
+import sys
 
 import numpy as np
 from bandwidth import read_bandwidth
-from rival_ctranslate2 import CTranslate2
-from rival_llama import LlamaCpp
-from rivals import THREADS, Transformers, opened
+from rivals import THREADS, opened
+from rows import CONTEXT, OURS
 
 from dcp_ref import Config, Engine, policies
 from dcp_ref.bench.decoding import SMALL, Decoding, calibrated, random_model, random_prompt
@@ -18,24 +18,11 @@ from dcp_ref.bench.timing import interleaved
 from dcp_ref.checkpoints import weights
 from dcp_ref.native import kernels as native_kernels
 
+LOOP = """import os
+parent = os.getppid()
+while os.getppid() == parent:  # it ends with the benchmark, however that ends
+    sum(range(100_000))"""
 TINY = Config(vocab_size=1000, n_embd=128, n_layer=2, n_head=2, int_n_embd=16, eos_token_id=None)
-OURS = {"no scores": None, "0% dropped": 0.0, "80% dropped": 0.8}  # the share that the learned rule drops; None: dense
-MORE = 3  # times as many rounds where calls are short, or the result is close to the requirement
-CONTEXT = 900  # where the shares are reached: about midway through the timed steps after a prompt of 880 tokens
-
-
-class Rows(NamedTuple):
-    """What a row of the table compares. `same` are rivals that store numbers as we do; `other` ones are only shown."""
-
-    batch: int
-    prompt: int
-    steps: int  # decoded in each timed call; 0: the prompt itself is timed
-    ours: tuple[str, ...]
-    same: tuple
-    other: tuple = ()
-    weights: str = "float32"
-    kv: str = "float32"
-    repeat: int = 1  # multiplies the number of rounds
 
 
 class Setting:
@@ -91,20 +78,35 @@ def between_bandwidths(measure, *arguments):
     return result | {"bandwidth": {"before": before, "after": bandwidth()}}
 
 
+@contextlib.contextmanager
+def busy_process():
+    """Beside it runs a Python loop that never waits, on any processor and with this process's priority."""
+    process = subprocess.Popen([sys.executable, "-c", LOOP])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
 def versus(setting, rows):
     """{"pairs": {rival: {contender: seconds of its calls}}, ...} for `Rows`; ours start anew beside each rival."""
-    result = {"batch": rows.batch, "prompt": rows.prompt, "steps": rows.steps, "pairs": {}, "same": [], "ours": {}}
+    result = {"batch": rows.batch, "prompt": rows.prompt, "steps": rows.steps}
+    result |= {"pairs": {}, "same": [], "ours": {}, "errors": {}}
     result["weight_bytes"] = setting.weight_bytes() * KV_BYTES[rows.weights] / KV_BYTES["float32"]
     for judged, chosen in ((True, rows.same), (False, rows.other)):
         for kind, options in chosen:
             room = rows.prompt + rows.steps * (rows.repeat * setting.rounds + 1) + 2
-            rival = opened(kind, setting.plain, setting.config.n_head, rows.batch, room, **options)
-            if rival is None:
+            found = opened(kind, setting.plain, setting.config.n_head, rows.batch, room, **options)
+            if found is None:
                 continue
+            rival, error = found
             with contextlib.closing(rival):
                 name = rival.name
                 result["pairs"][name] = against(setting, rows, rival, result["ours"])
+            result["errors"][name] = error
             result["same"] += [name] * judged
+            del found, rival
             gc.collect()
     return result
 
@@ -121,7 +123,8 @@ def against(setting, rows, rival, facts):
         before = {name: decoding.engine.stats().live_tokens for name, decoding in ours.items()}
         contenders = {name: decoding.steps(rows.steps) for name, decoding in ours.items()}
         contenders[rival.name] = decoding_of(rival, rows.steps)
-    timings = interleaved(contenders, rows.repeat * setting.rounds, title=rival.name)
+    with busy_process() if rows.busy else contextlib.nullcontext():
+        timings = interleaved(contenders, rows.repeat * setting.rounds, title=rival.name)
     for name in rows.ours if rows.steps else ():
         facts[name] = held(ours[name], before[name], rows.kv)
     return {name: timing.calls for name, timing in timings.items()}
@@ -158,20 +161,3 @@ def prompt_contenders(setting, rows):
         model, policy = setting.model_of(name, rows.prompt)
         contenders[name] = feeding(Engine(model, policy=policy, threads=THREADS))
     return contenders
-
-
-FLOAT32 = ((Transformers, {}), (LlamaCpp, {}), (CTranslate2, {}))
-LLAMA_F16_KV = ((LlamaCpp, {"kv": "f16"}),)  # its default
-LLAMA_OTHERS = (*LLAMA_F16_KV, (LlamaCpp, {"flash": True}))  # so is flash attention
-NOTHING, BOTH = ("no scores", "0% dropped"), ("no scores", "0% dropped", "80% dropped")
-VERSUS = {
-    "batch1-64": Rows(1, 64, 8, NOTHING, FLOAT32, LLAMA_F16_KV, repeat=MORE),
-    "batch1-880": Rows(1, 880, 8, BOTH, FLOAT32, LLAMA_F16_KV),
-    "batch1-float16": Rows(1, 64, 8, NOTHING, ((LlamaCpp, {"weight_type": "f16", "kv": "f16"}),), (),
-                           "float16", "float16", MORE),
-    "batch1-int8": Rows(1, 64, 8, NOTHING, ((LlamaCpp, {"weight_type": "q8_0", "kv": "f16"}),),
-                        ((CTranslate2, {"weight_type": "int8"}),), "int8", "float16", MORE),
-    "batch8": Rows(8, 880, 6, BOTH, FLOAT32, LLAMA_OTHERS, repeat=MORE),
-    "batch32": Rows(32, 880, 3, BOTH, FLOAT32, LLAMA_OTHERS),
-    "prompt": Rows(1, 880, 0, BOTH, FLOAT32, LLAMA_F16_KV, repeat=MORE),
-}

@@ -12,6 +12,7 @@ from dcp_ref import Config, Engine, native, policies
 from dcp_ref.bench.decoding import Decoding, Point, calibrated, random_model, random_prompt
 from dcp_ref.bench.parts import Attention, Linears, kv_bytes, packed, peak_rss
 from dcp_ref.bench.sweep_summary import pays_from, scoring_share
+from dcp_ref.bench.timing import interleaved
 from dcp_ref.cli import bench
 
 CONFIG = Config(vocab_size=97, n_positions=160, n_embd=32, n_layer=3, n_head=2, int_n_embd=16, eos_token_id=None)
@@ -55,6 +56,12 @@ def test_steps_feed_every_sequence():
     decoding.steps(4)()
     assert decoding.share_dropped == 0 and decoding.seen == 20
     assert decoding.engine.stats().live_tokens == 3 * 20 * CONFIG.n_layer
+
+
+def test_one_round_is_enough():
+    """quantiles of a single call are that call."""
+    timing = interleaved({"nothing": lambda: None}, rounds=1, pause=0)["nothing"]
+    assert len(timing.calls) == 1 and timing.low == timing.median == timing.high == timing.calls[0]
 
 
 @built

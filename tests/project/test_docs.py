@@ -20,6 +20,7 @@ from dcp_ref.cli import command as cli
 
 OF_THE_SUITE = ("testing.md", "specification.md")  # long pages of reference: tests/testing compares what they show
 DOCS = sorted(page for page in (ROOT / "docs").glob("*.md") if page.name not in OF_THE_SUITE)
+RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "README.md", *DOCS]
 SMALLER = {  # appended, so that a command takes seconds; of an option that comes twice, the last counts
     "train": "--steps 2 --batch 2 --micro-batch 1 --context 16 --warmup 1 --eval-windows 1 --threads 1",
@@ -33,7 +34,7 @@ NOT_RUN = {  # why; what can be checked of them is checked below
     "make test": "these tests",
     "dcp-ref download gpt2": "needs the network and an extra",
     "dcp-ref bench --quick": "takes half a minute of a quiet machine",
-    "python benchmarks/decode.py": "takes an hour, and rivals",
+    "python benchmarks/decode.py --resume": "takes an hour, and rivals",
     "python benchmarks/shipped.py --text valid.txt.xz --dense DENSE": "DENSE is not shipped",
     "python -m dcp_ref.analysis.lm_eval --model dcp_ref --model_args pretrained=tiny policy=window:64 "
     "--tasks lambada_openai": "needs an extra, and the network",
@@ -137,9 +138,13 @@ def test_every_page_is_reached_from_readme():
     assert {page.name for page in DOCS} == linked - set(OF_THE_SUITE)
 
 
-@pytest.mark.parametrize(("name", "page", "rows"), [("decode", "speed", 10), ("training", "training", 4)])
+DECODE = sorted({f"decode-{path.stem.rpartition('-')[2]}" for path in RESULTS.glob("*-decode-*.json")})
+
+
+@pytest.mark.parametrize(("name", "page", "rows"), [*[(name, "speed", 10) for name in DECODE],
+                                                    ("training", "training", 4)])
 def test_the_tables_are_the_newest_benchmarks(name, page, rows):
-    newest = max((ROOT / "benchmarks" / "results").glob(f"*-{name}.md"))
+    newest = max(RESULTS.glob(f"*-{name}.md"))
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     table = [line for line in newest.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
     assert len(table) > rows and "\n".join(table) in text
@@ -147,7 +152,7 @@ def test_the_tables_are_the_newest_benchmarks(name, page, rows):
 
 
 def test_speed_says_what_the_shipped_model_was_measured_at():
-    newest = max((ROOT / "benchmarks" / "results").glob("*-shipped.md")).read_text(encoding="utf-8")
+    newest = max(RESULTS.glob("*-shipped.md")).read_text(encoding="utf-8")
     text = (ROOT / "docs" / "speed.md").read_text(encoding="utf-8")
     for speed, megabytes in (re.findall(r"\| (\d+) \| ([\d.]+) \|", newest)[row] for row in (0, 2)):
         assert f"{int(speed):,}" in text and f"{megabytes} MB" in text

@@ -18,6 +18,7 @@ from dcp_ref.checkpoints import tokenizer_files
 from dcp_ref.checkpoints.tokenizer_files import END_OF_TEXT
 
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # the token of a byte, for decoders with a byte fallback
+REPAIR = "its files are damaged: download them again"
 
 
 class Tokenizer:
@@ -98,13 +99,16 @@ class Tokenizer:
         """The ids of `text`; special tokens that are written in it, such as <|endoftext|>, become their ids.
 
         `begins`: whether the text begins here, so that `prefix` comes first. Raises ValueError for a lone surrogate,
-        which has no bytes in UTF-8, and for a token that the model does not have.
+        which has no bytes in UTF-8, for a token that the model does not have, and where the tokenizer fails.
         """
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(f"text is not valid Unicode: a lone surrogate at index {error.start}") from None
-        ids = self._backend.encode(text, add_special_tokens=False).ids
+        try:
+            ids = self._backend.encode(text, add_special_tokens=False).ids
+        except BaseException as error:
+            raise tokenizer_files.as_value_error("the tokenizer cannot encode this text", error, REPAIR) from None
         for i in ids if self._rows < self.vocab_size else ():
             if i >= self._rows:
                 raise ValueError(f"text has {self._tokens[i]!r}, token id {i}, but the model's vocab_size is "
@@ -139,7 +143,10 @@ class Tokenizer:
                 raise ValueError(f"token id {i} is not in the vocabulary (0 to {self.vocab_size - 1})")
         if self._byte_level:  # `tokenizers` takes letters of added tokens, such as é, for bytes
             return b"".join([self._bytes[i] for i in checked]).decode("utf-8", "replace")
-        return self._backend.decode(checked, skip_special_tokens=False)
+        try:
+            return self._backend.decode(checked, skip_special_tokens=False)
+        except BaseException as error:
+            raise tokenizer_files.as_value_error("the tokenizer cannot decode these ids", error, REPAIR) from None
 
     @cached_property
     def _bytes(self) -> dict[int, bytes]:

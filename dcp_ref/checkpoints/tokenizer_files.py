@@ -80,7 +80,7 @@ def _whole(file: Path, fields: dict[str, Any]) -> tokenizers.Tokenizer:
             whole = json.loads(text)
             if _tell_prefix_space(whole["pre_tokenizer"], told):
                 backend = tokenizers.Tokenizer.from_str(json.dumps(whole))
-    except Exception as error:  # `tokenizers` raises plain Exception
+    except BaseException as error:
         raise _damaged(file, error) from None
     return backend
 
@@ -107,7 +107,7 @@ def _pair(vocab_file: Path, merges_file: Path, said: Said) -> tokenizers.Tokeniz
         if not vocab or len(set(vocab.values())) < len(vocab):
             raise ValueError("two tokens have the same id" if vocab else "the vocabulary is empty")
         model = models.BPE(vocab, [tuple(line.split(" ")) for line in lines])  # type: ignore[misc]
-    except Exception as error:
+    except BaseException as error:
         raise _damaged(vocab_file, error) from None
     return byte_level(model, bool(said.fields.get("add_prefix_space")))
 
@@ -160,8 +160,15 @@ def _text(file: Path) -> str:
         raise _damaged(file, error) from None
 
 
-def _damaged(file: Path, error: Exception) -> ValueError:
-    return ValueError(f"{file}: not a readable tokenizer ({error}); download it again")
+def _damaged(file: Path, error: BaseException) -> BaseException:
+    return as_value_error(f"{file}: not a readable tokenizer", error, "download it again")
+
+
+def as_value_error(what: str, error: BaseException, remedy: str) -> BaseException:
+    """What to raise for an error of `tokenizers`, which raises plain Exception, and where it panics BaseException."""
+    if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+        return error
+    return ValueError(f"{what} ({error}); {remedy}")
 
 
 def write(directory: Path, backend: tokenizers.Tokenizer, end: int | None) -> None:

@@ -34,7 +34,7 @@ def read_settings(directory: Path) -> Said:
         return Said(fields, special, _added(file, fields["added_tokens_decoder"]), file)
     special |= _special(directory / SPECIAL, _object(directory / SPECIAL))
     names = {token.content for token in special.values()}
-    listed = {i: {"content": token, "special": token in names, "normalized": token not in names}
+    listed = {str(i): {"content": token, "special": token in names, "normalized": token not in names}
               for token, i in _object(directory / ADDED).items()}
     return Said(fields, special, _added(directory / ADDED, listed), directory / ADDED)
 
@@ -56,8 +56,8 @@ def _added(file: Path, listed: Any) -> dict[int, AddedToken]:
         raise ValueError(f"{file}: added_tokens_decoder is not an object of tokens; download it again")
     result = {}
     for i, token in listed.items():
-        if not str(i).isdecimal():
-            raise ValueError(f"{file}: token {token!r} has the id {i!r}, which is no number; download it again")
+        if not i.isdecimal() or len(i) > 9:
+            raise ValueError(f"{file}: token {token!r} has the id {i}, which no token can have; download it again")
         result[int(i)] = _token(file, f"token {i}", token)
     return result
 

@@ -109,7 +109,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             if metadata.get("version") != str(VERSION):
                 raise ValueError(f"{path}: version {metadata.get('version')} of the format, and this is {VERSION}: "
                                  "update dcp-ref, or trace the text again")
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            arrays = _arrays(path, file)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from None
     except SafetensorError as error:
@@ -118,6 +118,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         return json.loads(metadata["trace"]), arrays
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path}: damaged (its header: {error}); trace the text again") from None
+
+
+def _arrays(path: Path, file: Any) -> dict[str, np.ndarray]:
+    """All arrays of an open file. Raises ValueError."""
+    try:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (ValueError, TypeError, AttributeError) as error:  # NumPy's: a shape or a type that it does not have
+        raise ValueError(f"{path}: damaged ({error}); trace the text again") from None
 
 
 def _check(trace: "Trace") -> None:

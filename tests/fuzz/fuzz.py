@@ -33,7 +33,7 @@ def main() -> None:
             new = changed(data, seed) if seed % 2 else None
             return atheris.Mutate(data, most) if new is None or len(new) > most else new
 
-        limits = ["-timeout=30", "-rss_limit_mb=3000", "-max_len=20000", "-len_control=0", f"-artifact_prefix={kept}/", "-verbosity=1"]
+        limits = ["-timeout=30", "-rss_limit_mb=3000", "-max_len=20000", "-len_control=0", f"-artifact_prefix={kept}/"]
         atheris.Setup([sys.argv[0], str(kept), *limits, *options], one, custom_mutator=mutate)
         atheris.Fuzz()
 

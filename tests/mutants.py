@@ -21,8 +21,7 @@ from queue import Queue
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-NEEDED = ("dcp_ref", "csrc", "tests", "examples", "build_dcp.py", "setup.py", "pyproject.toml", "README.md", "LICENSE",
-          "Makefile")
+NEEDED = ("dcp_ref", "csrc", "tests", "examples", "build_dcp.py", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 RESULTS = ROOT / "build" / "mutants.json"
 MOST_SECONDS = 900  # of the tests of one mutant; unchanged ones take a few minutes at most
 DECODING = ("tests/runtime/test_theorem.py", "tests/runtime/test_cache.py")

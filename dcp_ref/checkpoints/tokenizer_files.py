@@ -80,6 +80,8 @@ def _whole(file: Path, fields: dict[str, Any]) -> tokenizers.Tokenizer:
             whole = json.loads(text)
             if _tell_prefix_space(whole["pre_tokenizer"], told):
                 backend = tokenizers.Tokenizer.from_str(json.dumps(whole))
+        if backend.get_vocab_size(with_added_tokens=False) > len(backend.get_vocab(with_added_tokens=False)):
+            raise ValueError("a token has two ids")
     except BaseException as error:
         raise _damaged(file, error) from None
     return backend

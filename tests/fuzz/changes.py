@@ -5,7 +5,8 @@ import random
 from typing import Any
 
 STRANGE = [None, True, False, 0, -1, 1, 2, 2**31, 2**63, 2**64, 10**30, 1e308, float("inf"), float("nan"), -0.0, 0.5,
-           "", "0", "x", "\ud800", "\x00", "é", "../x", "a" * 300, [], [[]], {}, [0], [0, 0], [None], {"": 0}, {"a": {}}]
+           "", "0", "x", "\ud800", "\x00", "é", "../x", "a" * 300, [], [[]], {}, [0], [0, 0], [None], {"": 0},
+           {"a": {}}]
 
 
 def changed(data: bytes, seed: int) -> bytes | None:

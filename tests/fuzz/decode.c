@@ -10,7 +10,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { SEQUENCES = 4, MOST_LAYERS = 3, POSITIONS = 40, VOCAB = 7, CHUNK = 5, MOST_CHUNKS = 8, MOST_CALLS = 60, AHEAD = 9 };
+enum { SEQUENCES = 4, MOST_LAYERS = 3, POSITIONS = 40, VOCAB = 7, AHEAD = 9 }; /* the most of each; more tokens */
+enum { CHUNK = 5, MOST_CHUNKS = 8, MOST_CALLS = 60 };                           /* pages added at once; how often */
 
 static const uint8_t *at, *end; /* the bytes that are left */
 static dcp_cache cache;
@@ -20,7 +21,7 @@ static unsigned char *chunk[MOST_CHUNKS];
 static size_t chunks;
 static dcp_layer layer[MOST_LAYERS];
 static dcp_model model;
-static void *kept[64]; /* memory of the weights */
+static void *kept[128]; /* memory of the weights, and of a step's arrays */
 static size_t n_kept;
 
 #define CHECK(condition) \
@@ -53,12 +54,12 @@ static void *memory(size_t bytes)
     return new;
 }
 
-/* n floats, the first 16 of them drawn, which stay until the end. */
-static float *floats(size_t n)
+/* n floats, the first `drawn` of them from the bytes. */
+static float *floats(size_t n, size_t drawn)
 {
     float *x = memory(n * sizeof *x);
     for (size_t i = 0; i < n; i++)
-        x[i] = i < 16 ? number() : (float)(i * 7 % 11) / 8 - 0.5f;
+        x[i] = i < drawn ? number() : (float)(i * 7 % 11) / 8 - 0.5f;
     kept[n_kept++] = x;
     return x;
 }
@@ -66,9 +67,9 @@ static float *floats(size_t n)
 static dcp_matrix matrix(size_t n_in, size_t n_out)
 {
     dcp_matrix m;
-    float *panels = memory(dcp_matrix_bytes(n_in, n_out)), *bias = floats(n_out);
+    float *panels = memory(dcp_matrix_bytes(n_in, n_out)), *bias = floats(n_out, 1);
     kept[n_kept++] = panels;
-    dcp_matrix_pack(&m, panels, floats(n_in * n_out), n_in, n_out, bias);
+    dcp_matrix_pack(&m, panels, floats(n_in * n_out, 1), n_in, n_out, bias);
     return m;
 }
 
@@ -86,14 +87,14 @@ static void new_model(void)
 {
     const size_t C = cache.channels, r = cache.shape.rank;
     for (size_t l = 0; l < cache.shape.layers; l++) {
-        layer[l] = (dcp_layer){.ln_1_weight = floats(C), .ln_1_bias = floats(C), .ln_2_weight = floats(C),
-                               .ln_2_bias = floats(C), .c_attn = matrix(C, 3 * C), .attn_c_proj = matrix(C, C),
+        layer[l] = (dcp_layer){.ln_1_weight = floats(C, 1), .ln_1_bias = floats(C, 1), .ln_2_weight = floats(C, 1),
+                               .ln_2_bias = floats(C, 1), .c_attn = matrix(C, 3 * C), .attn_c_proj = matrix(C, C),
                                .c_fc = matrix(C, 3), .mlp_c_proj = matrix(3, C), .scale = 0.5f, .beta = number()};
         if (r > 0)
             layer[l].interaction = matrix(C, 2 * r);
     }
-    model = (dcp_model){.wte = matrix(C, VOCAB), .head = matrix(C, VOCAB), .wpe = floats(cache.shape.positions * C),
-                        .ln_f_weight = floats(C), .ln_f_bias = floats(C), .layer = layer, .epsilon = 1e-5f,
+    model = (dcp_model){.wte = matrix(C, VOCAB), .head = matrix(C, VOCAB), .wpe = floats(cache.shape.positions * C, 1),
+                        .ln_f_weight = floats(C, 1), .ln_f_bias = floats(C, 1), .layer = layer, .epsilon = 1e-5f,
                         .activation = (int)draw(3), .propagate_in_depth = (int)draw(2)};
 }
 
@@ -129,6 +130,7 @@ static void check_slots(const dcp_slots *slots)
         found[table[i]] = 1;
         live++;
     }
+    free(table);
     CHECK(live == slots->live && slots->live <= slots->seen && (live == 0 || found[slots->seen - 1]));
 }
 
@@ -171,7 +173,8 @@ static void add_chunk(void)
 {
     if (chunks == MOST_CHUNKS)
         return;
-    void *new = mmap(NULL, CHUNK * dcp_page_bytes(&cache.pool), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    const size_t bytes = CHUNK * dcp_page_bytes(&cache.pool);
+    void *new = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     CHECK(new != MAP_FAILED);
     chunk[chunks++] = new;
     CHECK(dcp_pool_add(&cache.pool, new, CHUNK) == DCP_OK);
@@ -250,9 +253,9 @@ static void call_step(void)
     }
     const size_t kept_before = n_kept, stride = C + draw(3), int_stride = r + draw(3);
     const dcp_input input = {
-        .layer = l, .batch = batch, .sequence = some, .start = start, .count = count, .q = floats(rows * stride),
-        .k = floats(rows * stride), .v = floats(rows * stride), .q_int = floats(rows * int_stride),
-        .k_int = floats(rows * int_stride), .stride = stride, .int_stride = int_stride, .scale = number(),
+        .layer = l, .batch = batch, .sequence = some, .start = start, .count = count, .q = floats(rows * stride, 8),
+        .k = floats(rows * stride, 8), .v = floats(rows * stride, 8), .q_int = floats(rows * int_stride, 8),
+        .k_int = floats(rows * int_stride, 8), .stride = stride, .int_stride = int_stride, .scale = number(),
         .beta = number(), .inherited = inherited, .pairs = pairs};
     const size_t needed = dcp_step_bytes(&cache, count, batch), bytes = draw(16) > 0 ? needed : draw(needed + 1);
     float *out = memory(rows * dcp_stride(C) * sizeof *out);
@@ -282,7 +285,8 @@ static void call_fork(void)
     const int error = dcp_sequence_fork(&cache, sequence[s], parent);
     if (error == DCP_OK) {
         for (size_t l = 0; l < cache.shape.layers; l++)
-            CHECK(sequence[s]->layer[l].live == parent->layer[l].live && sequence[s]->layer[l].seen == parent->layer[l].seen);
+            CHECK(sequence[s]->layer[l].live == parent->layer[l].live &&
+                  sequence[s]->layer[l].seen == parent->layer[l].seen);
     } else {
         CHECK(state() == before && error == (parent->released ? DCP_EINVAL : DCP_ENOROOM));
     }

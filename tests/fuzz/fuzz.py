@@ -1,6 +1,6 @@
 """Coverage-guided bytes for one of targets.py: python tests/fuzz/fuzz.py NAME [options of libFuzzer], by `make fuzz`.
 
-It needs atheris. What it keeps, and the input of a finding, is in build/fuzz-NAME/: give that file again to repeat it.
+It needs atheris. The input of a finding is in build/fuzz-NAME/: give that file as an option to repeat it.
 """
 
 import sys
@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def main() -> None:
     name, *options = sys.argv[1:]
     run, seeds = targets.TARGETS[name]
-    kept = ROOT / "build" / f"fuzz-{name}"
+    found = ROOT / "build" / f"fuzz-{name}"
+    kept = found / "kept"
     kept.mkdir(parents=True, exist_ok=True)
     for n, seed in enumerate(seeds()):
         (kept / f"seed-{n}").write_bytes(seed)
@@ -33,8 +34,9 @@ def main() -> None:
             new = changed(data, seed) if seed % 2 else None
             return atheris.Mutate(data, most) if new is None or len(new) > most else new
 
-        limits = ["-timeout=30", "-rss_limit_mb=3000", "-max_len=20000", "-len_control=0", f"-artifact_prefix={kept}/"]
-        atheris.Setup([sys.argv[0], str(kept), *limits, *options], one, custom_mutator=mutate)
+        limits = ["-timeout=30", "-rss_limit_mb=3000", "-max_len=20000", "-len_control=0", f"-artifact_prefix={found}/"]
+        inputs = [] if any(not option.startswith("-") for option in options) else [str(kept)]
+        atheris.Setup([sys.argv[0], *inputs, *limits, *options], one, custom_mutator=mutate)
         atheris.Fuzz()
 
 

@@ -133,7 +133,9 @@ def step(engine: Engine, rows: list[Row], sampling: Sampling) -> bool:
             row.sequence = engine.new_sequence()
         sequences.append(row.sequence)
     drops: list[np.ndarray] | None = None if running[0].dropped is None else []  # all rows are traced, or none is
-    pinned = [row.pinned if row.seen == 0 and row.pinned is not None else False for row in running]
+    pinned: list[Any] | None = None
+    if any(row.seen == 0 and row.pinned is not None for row in running):
+        pinned = [False if row.seen or row.pinned is None else row.pinned for row in running]
     logits = engine.feed(sequences, [row.pending for row in running], drops=drops, pinned=pinned)
     if drops is not None:
         _keep(running, drops)

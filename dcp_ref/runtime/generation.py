@@ -79,7 +79,7 @@ def make_rows(
     rows = []
     for b, prompt in enumerate(prompts):
         ids = prompt_ids(model, prompt, f"prompts[{b}]")
-        pinned = prompt_pins(pin, prompt, ids, model.tokenizer, f"prompts[{b}]")
+        pinned = None if pin is None else prompt_pins(pin, prompt, ids, model.tokenizer, f"prompts[{b}]")
         rows.append(Row(model, ids, max_new_tokens, row_stream(seed, b), stop, traced, pinned))
     return rows
 

@@ -85,8 +85,9 @@ void dcp_slots_keep(dcp_slots *slots, const uint32_t *bitmap); /* makes the slot
  *     (window == 0  or  i - j < window  or  j < first  or  stride divides j  or  j is a heavy hitter)
  * and, under propagate_in_depth, no earlier layer dropped it. No dropped token comes back. Stride 0 divides nothing.
  * Heavy hitters, if by_attention: the `heavy` tokens with most attention, of those that no other condition keeps.
- * Budget: while more than `budget` of these have i - j > delay, the one of them with the lowest s leaves, the earliest of
- * equals first. But a pinned token stays whatever the rules say: no heavy hitter, and not counted in a budget. */
+ * Budget: while more than `budget` tokens that are left have i - j > delay, the one of them with the lowest s leaves,
+ * the earliest of equals first. But a pinned token stays whatever the rules say: no heavy hitter, not counted in a
+ * budget. */
 typedef struct {
     size_t window, first, stride, heavy, budget, delay; /* a budget of 0 is none */
     int by_attention;
@@ -128,8 +129,8 @@ int dcp_cache_init(dcp_cache *cache, const dcp_shape *shape, const dcp_policy *p
 size_t dcp_sequence_bytes(const dcp_cache *cache);
 dcp_sequence *dcp_sequence_init(const dcp_cache *cache, void *memory);
 
-/* Copies the parent's tokens, and which are pinned, to a child without tokens, into the same slots of free pages. Returns DCP_OK; DCP_EINVAL
- * if one of the two was released; DCP_ENOROOM if there are fewer free pages than the parent owns. */
+/* Copies the parent's tokens and pins to a child without tokens, into the same slots of free pages. Returns DCP_OK;
+ * DCP_EINVAL if one of the two was released; DCP_ENOROOM if there are fewer free pages than the parent owns. */
 int dcp_sequence_fork(dcp_cache *cache, dcp_sequence *child, const dcp_sequence *parent);
 
 /* Turns the sequence's pages into free ones. Later calls refuse the sequence; its memory may go when there are none. */

@@ -1,4 +1,4 @@
-"""The shape of a model, and the glossary: each letter means the same thing in every file.
+"""The shape of a model, the threshold that it is used with, and the glossary: a letter means the same in every file.
 
     B  batch                        C  n_embd                     L  n_layer
     T  query tokens                 H  n_head                     V  vocab_size
@@ -12,7 +12,11 @@
 """
 
 import dataclasses
+import math
+import numbers
 from dataclasses import dataclass
+
+import numpy as np
 
 ACTIVATIONS = ("gelu_new", "gelu", "relu")
 SAME_ACTIVATIONS = {  # transformers' other names for the same functions
@@ -125,3 +129,22 @@ class Config:
         """What q . k is multiplied by in this layer: 1 / sqrt(D), unless the config says otherwise."""
         scale = self.head_dim**-0.5 if self.scale_attn_weights else 1.0
         return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
+
+
+def check_threshold(threshold: float, learned: bool) -> float:
+    """The threshold as a float: a token stays while its score exceeds it. `learned`: whether scores drop anything.
+
+    Raises ValueError when the threshold is no number, or not 0 where no scores are used.
+    """
+    if not isinstance(threshold, numbers.Real) or isinstance(threshold, bool) or math.isnan(threshold):
+        raise ValueError(f"threshold must be a number, not {threshold!r}")
+    if threshold != 0 and not learned:
+        raise ValueError(f"threshold is {threshold}, but nothing is dropped by a learned score here: leave it 0, or "
+                         "use a model with interaction weights and the policy learned")
+    return float(threshold)
+
+
+def float32_threshold(threshold: float, learned: bool) -> float:
+    """The threshold in float32, as the scores of a cache are; inf where it is too large. Raises ValueError."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(check_threshold(threshold, learned)))

@@ -10,31 +10,11 @@ down the queries is the product's. log 0 is a true -inf: no epsilon.
 """
 
 import math
-import numbers
 
 import numpy as np
 
 from dcp_ref.layers import project_backward
 from dcp_ref.sigmoid import alpha_sigmoid, log_derivative
-
-
-def check_threshold(threshold: float, learned: bool) -> float:
-    """The threshold as a float: a token stays while its score exceeds it. `learned`: whether scores drop anything.
-
-    Raises ValueError when the threshold is no number, or not 0 where no scores are used.
-    """
-    if not isinstance(threshold, numbers.Real) or isinstance(threshold, bool) or math.isnan(threshold):
-        raise ValueError(f"threshold must be a number, not {threshold!r}")
-    if threshold != 0 and not learned:
-        raise ValueError(f"threshold is {threshold}, but nothing is dropped by a learned score here: leave it 0, or "
-                         "use a model with interaction weights and the policy learned")
-    return float(threshold)
-
-
-def float32_threshold(threshold: float, learned: bool) -> float:
-    """The threshold in float32, as the scores of a cache are; inf where it is too large. Raises ValueError."""
-    with np.errstate(over="ignore"):
-        return float(np.float32(check_threshold(threshold, learned)))
 
 
 def scores(x, w_q, w_k, beta):  # [..., T, C], [C, r], [C, r], [1] -> [..., T, T]

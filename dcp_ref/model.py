@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dcp_ref.block import NUMPY, Kernels, Params, block, block_backward, block_params
-from dcp_ref.config import Config
-from dcp_ref.interaction import check_threshold, sparsity, sparsity_backward
+from dcp_ref.config import Config, check_threshold
+from dcp_ref.interaction import sparsity, sparsity_backward
 from dcp_ref.layers import (
     distillation,
     distillation_backward,

@@ -7,18 +7,18 @@ When token i arrives, an earlier live token j stays iff
 
 and, under propagate_in_depth, no earlier layer dropped it. No dropped token comes back. Stride 0 divides nothing.
 Heavy hitters: the `heavy` tokens with most attention, of those that no other condition keeps.
-Budget: while more than `budget` of these have i - j > delay, the one of them with the lowest s leaves, the earliest of
-equals first. But a pinned token stays whatever the rules say: no heavy hitter, and not counted in a budget.
+Budget: while more than `budget` tokens that are left have i - j > delay, the one of them with the lowest s leaves, the
+earliest of equals first. But a pinned token stays whatever the rules say: no heavy hitter, not counted in a budget.
 
 csrc/dcp.h states the same for C. `rank` is the width of the interaction keys, 0 unless the policy is learned; `delay`
 is the config's int_delay; window == 0 is None in Python. Positions are absolute: a drop renumbers nothing.
+Instead of all this, `rule` is a function in Python that says which tokens leave.
 To add a rule by position, add one field to Policy (and, for C, one to dcp_policy, and its condition to csrc/judge.c).
 """
 
 import dataclasses
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -34,7 +34,7 @@ def by_position(stays: Callable, default: int | None = 0, least: int = 0) -> Any
     return dataclasses.field(default=default, metadata={"stays": stays, "least": least})
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Policy:
     """One way to drop tokens; `name` is what messages and `str` show.
 

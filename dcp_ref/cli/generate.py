@@ -54,8 +54,9 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.model} has no tokenizer: only dcp_ref.generate can use it, with token ids")
     ids = [prompt_ids(model, text, name) for name, text in prompts]
     rows = make_rows(model, ids, args.max_new_tokens, args.seed, stop, args.trace is not None)
-    for row, (name, text) in zip(rows, prompts, strict=True):
-        row.pinned = prompt_pins(pin or None, text, row.prompt, model.tokenizer, name)
+    if pin:
+        for row, (name, text) in zip(rows, prompts, strict=True):
+            row.pinned = prompt_pins(pin, text, row.prompt, model.tokenizer, name)
     engine = options.engine(model, args)
     output = _Output([text for _, text in prompts], rows, args.json)
     began, held = time.monotonic(), (0, 0)

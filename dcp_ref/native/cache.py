@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dcp_ref.config import Config
-from dcp_ref.interaction import float32_threshold
+from dcp_ref.config import Config, float32_threshold
 from dcp_ref.native.extension import STORAGE, available, ffi, lib, missing, pointer, rows, strided
 from dcp_ref.native.memory import Batch, Memory, Pages, Sequence, check_page_slots
 from dcp_ref.policies import BY_POSITION, Policy, for_model

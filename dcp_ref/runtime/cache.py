@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dcp_ref.config import Config
-from dcp_ref.interaction import float32_threshold
+from dcp_ref.config import Config, float32_threshold
 from dcp_ref.policies import Policy, for_model
 from dcp_ref.runtime.checks import (
     Handles,

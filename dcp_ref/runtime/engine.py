@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dcp_ref.checkpoints.weights import Model
-from dcp_ref.interaction import check_threshold
+from dcp_ref.config import check_threshold
 from dcp_ref.policies import Policy, for_model
 from dcp_ref.runtime import kernels
 from dcp_ref.runtime.cache import KVCache
@@ -107,7 +107,7 @@ class Engine:
         sequences, rows = list(sequences), list(map(np.asarray, token_lists))  # they may themselves use this engine
         ids = self._checked(sequences, rows)
         counts = list(map(len, rows))
-        pins = pinned_rows(pinned, sequences, counts)
+        pins = None if pinned is None else pinned_rows(pinned, sequences, counts)
         ends = np.cumsum(counts)
         wanted = ends - 1 if logits == "last" else np.arange(ends[-1])
         out = self._rows(len(wanted), self.config.vocab_size)

@@ -79,7 +79,7 @@ def make_rows(
     rows = []
     for b, prompt in enumerate(prompts):
         ids = prompt_ids(model, prompt, f"prompts[{b}]")
-        pinned = prompt_pins(pin, prompt, ids, model.tokenizer, f"prompts[{b}]")
+        pinned = None if pin is None else prompt_pins(pin, prompt, ids, model.tokenizer, f"prompts[{b}]")
         rows.append(Row(model, ids, max_new_tokens, row_stream(seed, b), stop, traced, pinned))
     return rows
 
@@ -133,7 +133,9 @@ def step(engine: Engine, rows: list[Row], sampling: Sampling) -> bool:
             row.sequence = engine.new_sequence()
         sequences.append(row.sequence)
     drops: list[np.ndarray] | None = None if running[0].dropped is None else []  # all rows are traced, or none is
-    pinned = [row.pinned if row.seen == 0 and row.pinned is not None else False for row in running]
+    pinned: list[Any] | None = None
+    if any(row.seen == 0 and row.pinned is not None for row in running):
+        pinned = [False if row.seen or row.pinned is None else row.pinned for row in running]
     logits = engine.feed(sequences, [row.pending for row in running], drops=drops, pinned=pinned)
     if drops is not None:
         _keep(running, drops)

@@ -12,13 +12,11 @@ Pin = str | Iterable[Any]
 FORMS = "give a text that the prompt begins with, (start, end) pairs of positions, or a bool for each token"
 
 
-def pinned_rows(pinned: Iterable[Any] | None, sequences: list[int], counts: list[int]) -> np.ndarray | None:
+def pinned_rows(pinned: Iterable[Any], sequences: list[int], counts: list[int]) -> np.ndarray | None:
     """What `Engine.feed` takes as a bool for each token of the call, [N]; None where no token is pinned.
 
     Raises ValueError naming the sequence at fault.
     """
-    if pinned is None:
-        return None
     try:
         given = list(pinned)
     except TypeError:

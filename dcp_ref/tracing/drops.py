@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dcp_ref.interaction import float32_threshold
+from dcp_ref.config import float32_threshold
 from dcp_ref.policies import Policy
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from safetensors.numpy import save
 
 from dcp_ref.checkpoints.replacing import replacing
 from dcp_ref.checkpoints.weights import Model
-from dcp_ref.config import Config
-from dcp_ref.interaction import check_threshold
+from dcp_ref.config import Config, check_threshold
 from dcp_ref.policies import Policy
 from dcp_ref.tracing.as_json import FORMAT, VERSION
 from dcp_ref.tracing.drops import REASONS, Drops, rows_that_dropped

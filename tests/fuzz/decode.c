@@ -1,9 +1,10 @@
 /* decode.c - libFuzzer over the entry points of the cache: bytes are a shape, a policy, then calls with valid memory and
- * arbitrary arguments. After each call every page is somewhere once, and counts agree; a call that fails has changed
- * nothing. `make fuzz` compiles this together with csrc/, under AddressSanitizer and UBSan. */
+ * arbitrary arguments. After each call every page is somewhere once, counts agree, and pinned tokens are there; a call
+ * that fails has changed nothing. `make fuzz` compiles this together with csrc/, under AddressSanitizer and UBSan. */
 
 #include <stddef.h>
 #include <stdint.h>
+#include "kernels.h"
 #include "dcp.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -79,7 +80,8 @@ static int new_cache(void)
                              .head_dim = 1 + draw(35), .rank = draw(4), .page_slots = draw(34), .threads = 1,
                              .max_bytes = draw(4) == 0 ? 1 << 17 : 0, .kv = (int)draw(4)};
     const dcp_policy policy = {.window = draw(6), .first = draw(3), .stride = draw(4), .heavy = draw(4),
-                               .delay = draw(4), .by_attention = (int)draw(2), .threshold = number()};
+                               .budget = shape.rank > 0 ? draw(4) : 0, .delay = draw(4), .by_attention = (int)draw(2),
+                               .threshold = number()};
     return dcp_cache_init(&cache, &shape, &policy);
 }
 
@@ -113,8 +115,13 @@ static int compare(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* What the table of a layer says, against its counts. */
-static void check_slots(const dcp_slots *slots)
+static int is_pinned(const dcp_sequence *one, size_t j)
+{
+    return one->pinned[j / 32] >> j % 32 & 1;
+}
+
+/* What the table of a layer says, against its counts and the pins. */
+static void check_slots(const dcp_sequence *one, const dcp_slots *slots)
 {
     const size_t n = cache.shape.page_slots, room = draw(cache.list_pages + 1);
     int32_t *table = memory(cache.list_pages * n * sizeof *table);
@@ -131,6 +138,8 @@ static void check_slots(const dcp_slots *slots)
         live++;
     }
     free(table);
+    for (size_t j = 0; j < slots->seen; j++)
+        CHECK(found[j] || !is_pinned(one, j));
     CHECK(live == slots->live && slots->live <= slots->seen && (live == 0 || found[slots->seen - 1]));
 }
 
@@ -148,7 +157,7 @@ static void check_all(void)
             memcpy(all + n, slots->page, slots->pages * sizeof *all);
             n += slots->pages;
             if (!sequence[s]->released)
-                check_slots(slots);
+                check_slots(sequence[s], slots);
         }
     qsort(all, n, sizeof *all, compare);
     for (size_t i = 1; i < n; i++)
@@ -159,13 +168,16 @@ static void check_all(void)
 static uint64_t state(void)
 {
     uint64_t sum = cache.pool.pages * 31 + cache.pool.n_free * 1009 + cache.pool.n_spare;
-    for (size_t s = 0; s < SEQUENCES; s++)
+    for (size_t s = 0; s < SEQUENCES; s++) {
+        for (size_t j = 0; sequence[s] != NULL && j < cache.shape.positions; j++)
+            sum = sum * 31 + (size_t)is_pinned(sequence[s], j);
         for (size_t l = 0; sequence[s] != NULL && l < cache.shape.layers; l++) {
             const dcp_slots *slots = &sequence[s]->layer[l];
             sum = sum * 1000003 + slots->seen * 64 + slots->live;
             for (size_t p = 0; p < slots->pages; p++)
                 sum = sum * 1000003 + slots->bitmap[p] + (uintptr_t)slots->page[p].area[0];
         }
+    }
     return sum;
 }
 
@@ -200,14 +212,19 @@ static void call_decode(void)
     dcp_sequence *some[SEQUENCES];
     size_t count[SEQUENCES], rows, batch = batch_of(some, count, draw(16) > 0, &rows), pairs[MOST_LAYERS];
     int64_t ids[SEQUENCES * (AHEAD + 1)];
+    uint8_t pinned[SEQUENCES * (AHEAD + 1)];
     if (batch == 0)
         return;
     for (size_t i = 0; i < rows; i++)
         ids[i] = (int64_t)draw(64) == 63 ? VOCAB - (int64_t)draw(3) * 5 : (int64_t)(i % VOCAB);
+    const size_t pins = draw(4); /* of four rows so many are pinned */
+    for (size_t i = 0; i < rows; i++)
+        pinned[i] = pins > 0 && draw(4) < pins;
     const size_t room = draw(8) > 0 ? SEQUENCES * (POSITIONS + AHEAD + 1) : draw(64);
     int32_t *dropped = memory(cache.shape.layers * room * 2 * sizeof *dropped);
     const dcp_feed feed = {.batch = batch, .sequence = some, .count = count, .ids = ids, .all = (int)draw(2),
-                           .dropped = draw(2) ? dropped : NULL, .pairs = pairs, .room = room};
+                           .dropped = draw(2) ? dropped : NULL, .pairs = pairs, .room = room,
+                           .pinned = pins > 0 ? pinned : NULL};
     const size_t needed = dcp_decode_bytes(&cache, &model, &feed), bytes = draw(16) > 0 ? needed : draw(needed + 1);
     const size_t wanted = feed.all ? rows : batch;
     float *logits = memory(wanted * dcp_stride(VOCAB) * sizeof *logits);
@@ -285,7 +302,7 @@ static void call_fork(void)
     const int error = dcp_sequence_fork(&cache, sequence[s], parent);
     if (error == DCP_OK) {
         for (size_t l = 0; l < cache.shape.layers; l++)
-            CHECK(sequence[s]->layer[l].live == parent->layer[l].live &&
+            CHECK(sequence[s]->pins == parent->pins && sequence[s]->layer[l].live == parent->layer[l].live &&
                   sequence[s]->layer[l].seen == parent->layer[l].seen);
     } else {
         CHECK(state() == before && error == (parent->released ? DCP_EINVAL : DCP_ENOROOM));

@@ -12,6 +12,7 @@ from dcp_ref import native
 from dcp_ref.native import extension
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
+FUZZER = CSRC.parent / "tests" / "fuzz" / "decode.c"  # `make fuzz` compiles it, which takes minutes
 MANUALS = ("dcp.h", "kernels.h", "training.h")  # what a C caller includes
 LINES = 250  # of a file: what is read at once
 STRICT = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror", "-fsyntax-only"]
@@ -21,11 +22,13 @@ DEFINED = re.compile(r"^(?:KERNEL\(extern, (\w+),|(?!static|typedef|INLINE|KERNE
 
 @pytest.mark.parametrize("compiler", ["cc", "clang"])
 @pytest.mark.parametrize("openmp", [["-fopenmp"], ["-Wno-unknown-pragmas"]], ids=["openmp", "one thread"])
-@pytest.mark.parametrize("path", sorted(CSRC.glob("*.c")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*sorted(CSRC.glob("*.c")), FUZZER],
+                         ids=lambda path: "/".join(path.parts[-2:]))
 def test_no_warnings(path, openmp, compiler):
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler}")
-    done = subprocess.run([compiler, *STRICT, *openmp, str(path)], capture_output=True, text=True, check=False)
+    command = [compiler, *STRICT, *openmp, "-I", str(CSRC), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -12,15 +12,13 @@ test_interrupted.py looks closer at the calls of C; test_refused_memory.py refus
 import dataclasses
 import gc
 import os
-import threading
 
 import numpy as np
 import pytest
 from fault_tools import fails_at_line
 from models import SMALL, random_model
-from theorem_tools import BACKENDS
-from thread_tools import SANITIZED
-from tolerances import THEOREM_LOGITS
+from theorem_tools import BACKENDS, close
+from thread_tools import SANITIZED, is_free
 
 from dcp_ref import Engine, generate, load, save, trace
 from dcp_ref.native.cache import NativeCache
@@ -37,25 +35,6 @@ pytestmark = pytest.mark.skipif(SANITIZED, reason="a sanitizer sees no lines of 
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 each_error = pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
 CACHES = {"native": NativeCache, "numpy": KVCache}
-
-
-def close(backend, got, expected):
-    np.testing.assert_allclose(got, expected, **({"rtol": 0} if backend == "native" else THEOREM_LOGITS))
-
-
-def is_free(held):
-    """Whether another thread finds a lock free."""
-    taken = []
-
-    def take():
-        taken.append(held.acquire(timeout=5))
-        if taken[0]:
-            held.release()
-
-    thread = threading.Thread(target=take)
-    thread.start()
-    thread.join(10)
-    return taken == [True]
 
 
 OPERATIONS = {

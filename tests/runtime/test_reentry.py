@@ -3,24 +3,19 @@
 import gc
 import random
 import signal
-import sys
-import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 import stress
+from fault_tools import at_line
 from models import moderate_model
-from theorem_tools import BACKENDS
-from thread_tools import run_python
-from tolerances import THEOREM_LOGITS
+from theorem_tools import BACKENDS, alone, close
+from thread_tools import is_free, run_python
 
-import dcp_ref
 from dcp_ref import Engine
 
 MODEL = moderate_model()
 TEXT = np.random.default_rng(1).integers(0, 300, 120).tolist()
-PACKAGE = str(Path(dcp_ref.__file__).parent)
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 START = """
 import gc, sys, threading, atexit
@@ -28,32 +23,6 @@ from models import moderate_model
 from dcp_ref import Engine
 model = moderate_model()
 """
-
-
-def close(backend, got, expected):
-    np.testing.assert_allclose(got, expected, **({"rtol": 0} if backend == "native" else THEOREM_LOGITS))
-
-
-def alone(backend, *chunks):
-    """The last logits of one sequence that was fed these lists of tokens, in an engine of its own."""
-    engine = Engine(MODEL, backend)
-    sequence = engine.new_sequence()
-    return [engine.feed([sequence], [chunk])[0] for chunk in chunks][-1]
-
-
-def is_free(engine):
-    """Whether another thread finds the lock free."""
-    taken = []
-
-    def take():
-        taken.append(engine._cache.lock.held.acquire(timeout=5))
-        if taken[0]:
-            engine._cache.lock.held.release()
-
-    thread = threading.Thread(target=take)
-    thread.start()
-    thread.join(10)
-    return taken == [True]
 
 
 # ---- what the collector and the end of the interpreter run ----
@@ -136,7 +105,7 @@ def test_another_sequence_released_by_the_collector_in_the_middle_of_feeds(backe
     finally:
         gc.set_threshold(*before)
     gc.collect()
-    expected = alone(backend, *([token] for token in TEXT[:60]))
+    expected = alone(MODEL, backend, *([token] for token in TEXT[:60]))
     close(backend, row, expected)
     assert engine.stats().live_tokens == engine.live_counts([kept]).sum()
 
@@ -161,7 +130,7 @@ def test_token_lists_that_feed_the_sequence(backend):
     for _ in range(2):
         [row] = engine.feed([a], lists())
     [row] = engine.feed(sequences(), ([token] for token in [3]))
-    close(backend, row, alone(backend, [1], [7, 8], [9], [7, 8], [9], [5], [3]))
+    close(backend, row, alone(MODEL, backend, [1], [7, 8], [9], [7, 8], [9], [5], [3]))
     with pytest.raises(ValueError, match=f"{b} is unknown or was released"):
         engine.feed([a, b], ([1] for _ in range(2) if b in (engine.release(b), b) or True))
 
@@ -233,9 +202,9 @@ def test_a_handler_may_use_the_engine(backend, what):
     for sequence, tokens in ((main, text), (other, others)):
         assert engine._cache.length(sequence) == len(tokens)
         [row] = engine.feed([sequence], [[9]])
-        close(backend, row, alone(backend, *([token] for token in [*tokens, 9])))
+        close(backend, row, alone(MODEL, backend, *([token] for token in [*tokens, 9])))
     engine.release(main), engine.release(other)
-    assert engine.stats()[:3] == (0, 0, 0) and is_free(engine)
+    assert engine.stats()[:3] == (0, 0, 0) and is_free(engine._cache.lock.held)
 
 
 @each_backend
@@ -272,25 +241,16 @@ def test_a_release_at_any_line_of_a_feed_is_for_good(backend):
         gone, kept = engine.new_sequence(), engine.new_sequence()
         engine.feed([gone, kept], [[1], [2]])
 
-        def trace(frame, event, _, left=[n], engine=engine, gone=gone):  # noqa: B006
+        def release(engine=engine, gone=gone):
             nonlocal hit
-            if not frame.f_code.co_filename.startswith(PACKAGE):
-                return None
-            if event == "line" and not hit:
-                left[0] -= 1
-                if left[0] == 0:
-                    hit = True
-                    engine.release(gone)
-            return trace
+            hit = True
+            engine.release(gone)
 
-        sys.settrace(trace)
         try:
-            engine.feed([gone, kept], [[3], [4]])
+            at_line(n, release, lambda: engine.feed([gone, kept], [[3], [4]]))  # noqa: B023
             fed = True
         except ValueError as error:
             fed = f"{gone} is unknown or was released" not in str(error)
-        finally:
-            sys.settrace(None)
         assert engine._cache.length(kept) == 1 + fed
         live = engine.live_counts([kept] if hit else [gone, kept]).sum()
         assert engine.stats().live_tokens == live

@@ -16,9 +16,8 @@ import sys
 import numpy as np
 import pytest
 from models import moderate_model
-from theorem_tools import BACKENDS
+from theorem_tools import BACKENDS, alone, close
 from thread_tools import SANITIZED, run_python
-from tolerances import THEOREM_LOGITS
 
 from dcp_ref import Engine
 
@@ -32,17 +31,6 @@ from models import moderate_model
 from dcp_ref import Engine
 model = moderate_model()
 """
-
-
-def close(backend, got, expected):
-    np.testing.assert_allclose(got, expected, **({"rtol": 0} if backend == "native" else THEOREM_LOGITS))
-
-
-def alone(backend, *chunks):
-    """The last logits of one sequence that was fed these lists of tokens, in an engine of its own."""
-    engine = Engine(MODEL, backend)
-    sequence = engine.new_sequence()
-    return [engine.feed([sequence], [chunk])[0] for chunk in chunks][-1]
 
 
 @each_backend
@@ -68,7 +56,7 @@ def test_out_of_memory_in_a_feed_changes_nothing(backend, monkeypatch):
                 break
             except MemoryError:
                 assert engine.stats()[:3] == before and engine._cache.length(a) == 3
-    close(backend, row, alone(backend, TEXT[:3], TEXT[:4]))
+    close(backend, row, alone(MODEL, backend, TEXT[:3], TEXT[:4]))
     assert n > 1
 
 

@@ -50,6 +50,23 @@ def fails_at_line(n: int, error: BaseException, call: Callable[[], object]) -> b
 
     An error that `call` deals with, or raises from another one, counts too.
     """
+    hit = False
+
+    def fail():
+        nonlocal hit
+        hit = True
+        raise error
+
+    try:
+        at_line(n, fail, call)
+    except type(error) as raised:
+        if raised is not error:
+            raise
+    return hit
+
+
+def at_line(n: int, act: Callable[[], object], call: Callable[[], object]) -> None:
+    """Calls `call`, and `act` before line number n of the package's, if there is one."""
     left = n
 
     def trace(frame, event, _):
@@ -59,15 +76,11 @@ def fails_at_line(n: int, error: BaseException, call: Callable[[], object]) -> b
         if event == "line":
             left -= 1
             if left == 0:
-                raise error
+                act()
         return trace
 
     sys.settrace(trace)
     try:
         call()
-    except type(error) as raised:
-        if raised is not error:
-            raise
     finally:
         sys.settrace(None)
-    return left <= 0

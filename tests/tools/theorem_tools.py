@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import assume
 from hypothesis import strategies as st
-from tolerances import SCORE_MARGIN
+from tolerances import SCORE_MARGIN, THEOREM_LOGITS
 
-from dcp_ref import Model, block, forward, native
+from dcp_ref import Engine, Model, block, forward, native
 from dcp_ref.policies import Policy
 
 THRESHOLDS = [0.0, 0.0, -1.0, 0.1, 1, np.float32(2), math.inf, -math.inf]
@@ -27,6 +27,18 @@ def schedules(draw, n_positions):
         for b, n in calls[-1]:
             left[b] -= n
     return lengths, calls
+
+
+def close(backend, got, expected):
+    """Asserts that two decodings agree: in C to the bit, in NumPy to rounding."""
+    np.testing.assert_allclose(got, expected, **({"rtol": 0} if backend == "native" else THEOREM_LOGITS))
+
+
+def alone(model, backend, *chunks):
+    """The last logits of one sequence that was fed these lists of tokens, in an engine of its own."""
+    engine = Engine(model, backend)
+    sequence = engine.new_sequence()
+    return [engine.feed([sequence], [chunk])[0] for chunk in chunks][-1]
 
 
 def judged_margins(config, s, threshold):  # [B, T, T] -> [pairs]

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +24,21 @@ def omp_threads(n):
         if native.threads() != n:
             pytest.skip("built without OpenMP, or it does not obey threadpoolctl")
         yield
+
+
+def is_free(lock):
+    """Whether another thread finds a lock free."""
+    taken = []
+
+    def take():
+        taken.append(lock.acquire(timeout=5))
+        if taken[0]:
+            lock.release()
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    thread.join(10)
+    return taken == [True]
 
 
 def run_python(code, *arguments, **environment):

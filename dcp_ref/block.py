@@ -52,7 +52,8 @@ def block(x, log_handed, p, config, layer, alpha, policy, threshold=0.0, kernels
     qkv, saved_qkv = linear(n, p["attn.c_attn.weight"], p["attn.c_attn.bias"])
     q, k, v = (split_heads(part, config.n_head) for part in np.split(qkv, 3, axis=-1))
     if policy.window is not None or policy.by_rows:  # another rule than the paper's, or more than it
-        s = _scores(n, p)[0] if policy.rank(config) else None
+        asks = policy.window is None and policy.rank(config)  # a budget, or a rule of one's own
+        s = _scores(n, p)[0] if asks else None
         log_rule = policy.log_mask(q, k, log_i, config.attention_scale(layer), kept, s, config.int_delay)
         log_own, log_i = log_own + log_rule, log_i + log_rule
     y, saved_attention = kernels.attention(q, k, v, log_i, config.attention_scale(layer))

@@ -1,6 +1,5 @@
 """Which of the live tokens leave: all but the highest of some number, or those that a rule of one's own names."""
 
-
 from collections.abc import Callable
 
 import numpy as np

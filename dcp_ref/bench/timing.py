@@ -1,11 +1,11 @@
 """Interleaved timing: every contender runs once a round, so that a drift of the machine's speed affects all alike."""
 
-import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 
@@ -25,7 +25,7 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def summary(calls: list[float]) -> Timing:
-    low, median, high = statistics.quantiles(calls * 2 if len(calls) == 1 else calls, n=4, method="inclusive")
+    low, median, high = np.quantile(calls, [0.25, 0.5, 0.75]).tolist()
     return Timing(median, low, high, tuple(calls))
 
 

@@ -43,10 +43,8 @@ def windows(model: Model, text_or_ids: Prompt, policy: Policy | None = None, thr
     if scores and not engine.policy.learned:
         raise ValueError(f"scores: policy {engine.policy} has none; leave scores out, or trace with a learned policy")
     size = model.config.n_positions
-    starts = range(0, len(ids), size)
-    own = [None if pins is None else pins[start : start + size] for start in starts]
-    return [_window(model, engine, ids[start : start + size], scores, one)
-            for start, one in zip(starts, own, strict=True)]
+    parts = [slice(start, start + size) for start in range(0, len(ids), size)]
+    return [_window(model, engine, ids[part], scores, None if pins is None else pins[part]) for part in parts]
 
 
 def _window(model: Model, engine: Engine, ids: list[int], scores: bool, pinned: np.ndarray | None) -> Trace:

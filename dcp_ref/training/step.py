@@ -74,8 +74,8 @@ def batch_gradients(
 ) -> tuple[np.ndarray, Params]:  # [B, T], [B, T], [B], [B]
     """The mean Loss of a batch, and the gradients of the trained parameters, from parts of `size` sequences.
 
-    `gammas` and `thresholds` (None: all 0) are the sequences'; those of a part are the same. The parts
-    are added up in their order, so the result does not depend on which thread was faster.
+    `gammas` and `thresholds` (None: all 0) are the sequences'; those of a part are the same. The parts are added up in
+    their order, so the result does not depend on which thread was faster.
     """
     kernels = native.kernels(threads=1)  # parts run in parallel; alone, BLAS's spinning threads would be in the way
 

@@ -77,4 +77,4 @@ class _Drops:
         feed.pairs = ffi.from_buffer("size_t[]", self._pairs)
 
     def layers(self) -> list[np.ndarray]:
-        return [dropped[:n] for dropped, n in zip(self._dropped, self._pairs, strict=True)]
+        return [self._dropped[layer, :n] for layer, n in enumerate(self._pairs.tolist())]  # ints of Python slice fastest

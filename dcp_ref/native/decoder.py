@@ -77,4 +77,4 @@ class _Drops:
         feed.pairs = ffi.from_buffer("size_t[]", self._pairs)
 
     def layers(self) -> list[np.ndarray]:
-        return [self._dropped[layer, :n] for layer, n in enumerate(self._pairs.tolist())]  # ints of Python slice fastest
+        return [self._dropped[layer, :n] for layer, n in enumerate(self._pairs.tolist())]  # slices by ints are fastest

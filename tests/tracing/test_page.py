@@ -573,3 +573,15 @@ def test_a_trace_of_one_token(driver, tmp_path):
     press(driver, "\ue014", "\ue011", "\ue010")
     click(driver, "#token-0")
     assert "held by layer 0 to the end" in text(driver, ".headline")
+
+
+def test_pinned_tokens_are_marked(driver, address, trace, tmp_path):
+    held = [j for j in range(T) if not drops_of(trace, j)][:2]
+    show(driver, written(tmp_path / "page.html", trace | {"pinned": held}))
+    marked = driver.find_elements("css selector", "#texts .token.pinned")
+    assert [int(chip.get_attribute("data-j")) for chip in marked] == held
+    assert find(driver, "#legend-pinned").is_displayed()
+    click(driver, f"#token-{held[0]}")
+    assert "to the end: it is pinned." in text(driver, "#why-body")
+    show(driver, address)
+    assert count(driver, "#texts .token.pinned") == 0 and not find(driver, "#legend-pinned").is_displayed()

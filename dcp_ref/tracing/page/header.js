@@ -38,6 +38,7 @@ function drawLegend() {
     $(id).style.setProperty("--held", on.length / layers.length);
   }
   $("legend-some").hidden = one;
+  $("legend-pinned").hidden = !traces.some((trace) => trace.pinned?.length);
   $("legend-held").textContent = one ? `by layer ${view.layer}` : "by all layers";
   $("legend-gone").textContent = one ? `from layer ${view.layer}` : "from all layers";
 }

@@ -16,6 +16,7 @@ function buildText(trace, n) {
     const chip = html("span", {
       class: "token", role: "option", "aria-selected": "false", id: n ? `other-${j}` : `token-${j}`, "data-j": j,
     }, shown);
+    if (isPinned(trace, j)) chip.title = "pinned: nothing drops it";
     const pad = padding(shown, trace.L);
     if (pad > 1) chip.style.setProperty("--pad", `${pad}px`);
     return chip;
@@ -27,6 +28,7 @@ function buildText(trace, n) {
   trace.texts.forEach((text, j) => {
     if (text.startsWith(" ") && text.trim()) list.append(" ");
     if (j === trace.prompt_tokens) chips[j].classList.add("generated-first");
+    if (isPinned(trace, j)) chips[j].classList.add("pinned");
     list.append(chips[j]);
     if (text.includes("\n")) list.append("\n".repeat(text.split("\n").length - 1));
   });
@@ -68,6 +70,10 @@ function pointByKeys(event, which, next) {
 function title(trace) {
   return [trace.model, trace.policy, isLearned(trace) ? `threshold ${number(trace.threshold, 2)}` : null]
     .filter(Boolean).join(" · ");
+}
+
+function isPinned(trace, j) {
+  return trace.pinned?.includes(j) ?? false;
 }
 
 function isLearned(trace) {
@@ -132,7 +138,8 @@ function drawText(pane) {
     drawn[j] = state;
     const looks = key === "later" ? "later" : key.includes("1") ? bandClass(key, layers) : "gone";
     chips[j].className = ["token", looks, same && "same", other && !same && "differs", found && "found", now && "now",
-      locked && "locked", point && "point", j === trace.prompt_tokens && "generated-first"].filter(Boolean).join(" ");
+      locked && "locked", point && "point", j === trace.prompt_tokens && "generated-first",
+      isPinned(trace, j) && "pinned"].filter(Boolean).join(" ");
   }
   chips[pane.locked]?.setAttribute("aria-selected", "false");
   pane.locked = mine && view.lock !== null && view.lock < trace.T ? view.lock : null;

@@ -54,7 +54,7 @@ function judgedByStep() {
 function headline(trace, l, j, d) {
   if (d < 0) {
     return html("p", { class: "headline" }, swatch(l), html("b", {}, quoted(trace, j)),
-      ` (token ${j}) is held by layer ${l} to the end.`);
+      ` (token ${j}) is held by layer ${l} to the end` + (isPinned(trace, j) ? ": it is pinned." : "."));
   }
   const i = trace.drops.dropped_by[d];
   return html("p", { class: "headline" }, swatch(l), `In layer ${l}, `, html("b", {}, quoted(trace, i)),

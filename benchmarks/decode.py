@@ -55,7 +55,8 @@ def options():
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"rows to measure: {', '.join(ROWS)} (default: all)")
     parser.add_argument("--resume", action="store_true",
                         help="go on with the file of today or yesterday: measure only the rows that it lacks")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each row (default: 5)")
+    parser.add_argument("--rounds", type=int, default=3,
+                        help="timed rounds of each row, three times as many where calls are short (default: 3)")
     parser.add_argument("--out", type=Path, help="the JSON file (default: benchmarks/results/DATE-decode-LEVEL.json)")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the benchmark; numbers mean nothing")
     args = parser.parse_args()

@@ -9,7 +9,8 @@ import copy
 import numpy as np
 
 from dcp_ref.testing import broken_histories
-from dcp_ref.testing.slot_cache import Layer, Page, SlotCache
+from dcp_ref.testing.slot_cache import SlotCache
+from dcp_ref.testing.slot_pages import Layer, Page
 
 
 class CompactionMovesKeysOnly(SlotCache):
@@ -106,6 +107,18 @@ class RenumbersPositions(SlotCache):
 
     def next_position(self, tokens: Layer) -> int:
         return sum(int(page.live.sum()) for page in tokens.pages)
+
+
+class NoMaximum(SlotCache):
+    """exp without the maximum taken off: infinite from 88 on."""
+
+    meant = "softmax"
+
+    def attend(self, tokens: Layer, layer: int, q: np.ndarray) -> np.ndarray:
+        k, v = (np.concatenate([getattr(page, name)[page.live] for page in tokens.pages]) for name in ("k", "v"))
+        heads = [x.reshape(len(x), self.config.n_head, -1).swapaxes(0, 1) for x in (q[None], k, v)]
+        weights = np.exp(heads[0] @ heads[1].swapaxes(1, 2) * np.float32(self.config.attention_scale(layer)))
+        return (weights / weights.sum(-1, keepdims=True) @ heads[2]).swapaxes(0, 1).ravel()
 
 
 class ForgetsBeta(SlotCache):

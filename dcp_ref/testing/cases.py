@@ -8,7 +8,7 @@ import numpy as np
 from dcp_ref.config import Config
 from dcp_ref.policies import Policy
 
-NEW, FORK, RELEASE, STEP, FEED = range(5)  # kinds of operations: rows of a case's `ops`, which the exported files hold
+NEW, FORK, RELEASE, STEP, FEED, RESTORE = range(6)  # kinds of operations, in a case's `ops` and in exported files
 
 
 class Focus(NamedTuple):
@@ -31,6 +31,11 @@ class Focus(NamedTuple):
     fork: bool = False
     release: bool = False
     long: bool = False  # begin with about a page of tokens that stay for a while
+    saved: bool = False
+    pins: bool = False
+    budget: bool = False
+    large: bool = False  # numbers that are too large for arithmetic, or for interaction keys, in 16 bits
+    many: int = 0  # begin with so many tokens that stay for a while
     kv: str = "float32"
     outputs: str = "none"
 
@@ -38,8 +43,9 @@ class Focus(NamedTuple):
 class Case(NamedTuple):
     """One history. `ops` are rows of three integers; sequences are numbered in the order in which they begin.
 
-    (NEW, sequence, 0), (FORK, parent, child), (RELEASE, sequence, 0); a step is (STEP, parts, 0) and then, for each
-    part, (FEED, sequence, count). Steps take the rows of q, k, v [L, N, C] and q_int, k_int [L, N, r] in order.
+    (NEW, sequence, 0), (FORK, parent, child), (RESTORE, saved, child), (RELEASE, sequence, 0); a step is (STEP, parts,
+    0) and then, for each part, (FEED, sequence, count). Steps take the rows of q, k, v [L, N, C] and q_int, k_int
+    [L, N, r] in order.
     """
 
     check: str
@@ -55,11 +61,12 @@ class Case(NamedTuple):
     q_int: np.ndarray
     k_int: np.ndarray
     beta: np.ndarray  # [L] float32
+    pinned: np.ndarray  # [N] bool: tokens that no layer drops
     draws: tuple[int, ...] = ()  # the integers that it was made from
 
 
 class Call(NamedTuple):
-    """One call of a history: `kind` is NEW, FORK, RELEASE or STEP; `first` is a step's first row."""
+    """One call of a history: `kind` is NEW, FORK, RELEASE, RESTORE or STEP; `first` is a step's first row."""
 
     kind: int
     sequence: int = 0

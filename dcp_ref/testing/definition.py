@@ -16,6 +16,7 @@ class Tokens(NamedTuple):
     k: np.ndarray  # [N, C]
     v: np.ndarray  # [N, C]
     k_int: np.ndarray  # [N, r]
+    pinned: np.ndarray  # bool [N]
     most: int = 0  # most tokens that were ever live
     masks: tuple[Any, ...] = ()
 
@@ -31,7 +32,7 @@ class Decisions(NamedTuple):
 def empty(channels: int, rank: int) -> Tokens:
     """The tokens of a new sequence: none."""
     none = np.zeros((0, channels))
-    return Tokens(0, np.zeros(0, int), none, none, np.zeros((0, rank)))
+    return Tokens(0, np.zeros(0, int), none, none, np.zeros((0, rank)), np.zeros(0, bool))
 
 
 def decisions(case: Case, tokens: Tokens, layer: int, row: int, above: np.ndarray | None, eps: float) -> Decisions:
@@ -46,17 +47,21 @@ def decisions(case: Case, tokens: Tokens, layer: int, row: int, above: np.ndarra
         s = tokens.k_int @ q_int / root + beta  # point 4
         size = np.abs(tokens.k_int) @ np.abs(q_int) / root + abs(beta) + abs(case.threshold)
         close = np.abs(s - case.threshold) < (len(q_int) + 4) * eps * size
-    judged = (i - position > case.config.int_delay) & case.policy.learned & ~inherited  # point 6
-    gone = inherited | judged & ~(s > case.threshold) | ~case.policy.stays(i, position)  # point 5: a tie or a NaN drops
-    return Decisions(s, gone, close & judged & case.policy.stays(i, position) & (not case.exact))
+    judged = (i - position > case.config.int_delay) & case.policy.learned & ~inherited & ~tokens.pinned  # point 6
+    by_position = ~case.policy.stays(i, position) & ~tokens.pinned
+    gone = inherited | judged & ~(s > case.threshold) | by_position  # point 5: a tie or a NaN drops
+    while case.policy.budget is not None and (judged & ~gone).sum() > case.policy.budget:
+        gone[np.argmin(np.where(judged & ~gone, s, np.inf))] = True  # the first of the lowest
+    return Decisions(s, gone, close & judged & ~by_position & (not case.exact))
 
 
-def after(tokens: Tokens, gone: np.ndarray, k: np.ndarray, v: np.ndarray, k_int: np.ndarray) -> Tokens:
+def after(tokens: Tokens, gone: np.ndarray, k: np.ndarray, v: np.ndarray, k_int: np.ndarray, pinned: bool) -> Tokens:
     """The tokens without those that leave, and with the next one, which never drops itself (points 7 and 8)."""
     position = np.append(tokens.position[~gone], tokens.seen)
     k, v, k_int = (np.vstack([old[~gone], new]) for old, new in ((tokens.k, k), (tokens.v, v), (tokens.k_int, k_int)))
     most = max(tokens.most, len(position))
-    return Tokens(tokens.seen + 1, position, k, v, k_int, most, (*tokens.masks, position))
+    pins = np.append(tokens.pinned[~gone], pinned)
+    return Tokens(tokens.seen + 1, position, k, v, k_int, pins, most, (*tokens.masks, position))
 
 
 def attention(q, k, v, n_head, scale):  # [C], [N, C], [N, C] -> [C]

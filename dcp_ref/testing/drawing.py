@@ -7,7 +7,7 @@ import numpy as np
 
 from dcp_ref import policies
 from dcp_ref.config import Config
-from dcp_ref.testing.cases import FEED, FORK, NEW, RELEASE, STEP, Case, Focus
+from dcp_ref.testing.cases import FEED, FORK, NEW, RELEASE, RESTORE, STEP, Case, Focus
 
 CLOSE = 1e-4  # to the threshold: ten times what float32 rounds, a tenth of what float16 does
 Integer = Callable[[int, int], int]  # an integer from the first to the second
@@ -23,13 +23,15 @@ def draw(integer: Integer, check: str, focus: Focus, supports: frozenset[str], p
 
     delay = recorded(1, 3) if focus.delay and "int_delay" in supports else 0
     layers, r = recorded(1, focus.layers), 4 ** recorded(0, 2)
-    tokens = focus.pages * max(page, 4)
+    tokens = max(focus.pages * max(page, 4), focus.many + 8 * (focus.many > 0))
     config = Config(vocab_size=1, n_positions=tokens, n_embd=8, n_head=2, n_layer=layers, int_n_embd=r, int_delay=delay,
                     propagate_in_depth=focus.depth and "propagate_in_depth" in supports, eos_token_id=None)
     policy = policies.learned
     if check == "histories" and "policies" in supports:
         w = recorded(1, 5)
         policy = (policies.learned, policies.window(w), policies.sinks(2, w), policies.strided(w, 3))[recorded(0, 3)]
+    if policy.learned and focus.budget and "budget" in supports and (check == "budget" or recorded(0, 1)):
+        policy = policies.budget(recorded(1, 5))
     plain = "threshold" not in supports or not policy.learned or focus.scores in ("own", "low")
     threshold = 0.0 if plain else float(recorded(-2, 3))
     history = _history(recorded, focus, supports, tokens, page)
@@ -40,8 +42,11 @@ def draw(integer: Integer, check: str, focus: Focus, supports: frozenset[str], p
         kv = stored[recorded(0, len(stored) - 1)]
     starts, quiet = (np.array(x, bool) for x in (history.starts, history.quiet))
     q, k, v, q_int, k_int, beta = _numbers(rng, focus.scores, layers, r, threshold, starts, quiet)
+    if focus.large:
+        _enlarge(rng, focus.scores, q, k, v, q_int, k_int, beta)
+    pinned = (rng.random(len(starts)) < 0.3) & (focus.pins and "pins" in supports)
     return Case(check, config, policy, threshold, kv, focus.scores != "real", tuple(history.ops), q, k, v, q_int, k_int,
-                beta, tuple(draws))
+                beta, pinned, tuple(draws))
 
 
 class _History:
@@ -63,8 +68,8 @@ class _History:
     def one_of(self, sequences: list[int]) -> int:
         return sequences[self.integer(0, len(sequences) - 1)]
 
-    def begin(self, parent: int | None) -> None:
-        self.ops.append((NEW, self.begun, 0) if parent is None else (FORK, parent, self.begun))
+    def begin(self, kind: int, parent: int | None) -> None:
+        self.ops.append((NEW, self.begun, 0) if parent is None else (kind, parent, self.begun))
         self.alive[self.begun] = 0 if parent is None else self.alive[parent]
         self.begun += 1
 
@@ -82,17 +87,17 @@ def _history(integer: Integer, focus: Focus, supports: frozenset[str], tokens: i
     h = _History(integer, focus, supports, tokens)
     most = focus.rows if "prompts" in supports else 1
     kinds = [STEP, STEP, STEP, *[NEW] * (focus.sequences > 1), *[FORK] * (focus.fork and "fork" in supports),
-             *[RELEASE] * (focus.release and "release" in supports)]
-    if focus.long:
-        n = min(page + integer(-1, 2), tokens)
+             *[RELEASE] * (focus.release and "release" in supports), *[RESTORE] * (focus.saved and "save" in supports)]
+    if focus.long or focus.many:
+        n = focus.many or min(page + integer(-1, 2), tokens)
         for count in [n] if most > 1 else [1] * n:
             h.feed([(0, count)], quiet=True)
     for _ in range(focus.calls):
         if integer(0, 15) == 0 and integer(0, 3) == 0:  # the simplest choice ends the history
             break
         kind = kinds[integer(0, len(kinds) - 1)]
-        if kind in (NEW, FORK) and len(h.alive) < focus.sequences and (kind == NEW or h.alive):
-            h.begin(None if kind == NEW else h.one_of(sorted(h.alive)))
+        if kind in (NEW, FORK, RESTORE) and len(h.alive) < focus.sequences and (kind == NEW or h.alive):
+            h.begin(kind, None if kind == NEW else h.one_of(sorted(h.alive)))
         elif kind == RELEASE and h.alive:
             released = h.one_of(sorted(h.alive))
             h.ops.append((RELEASE, released, 0))
@@ -117,7 +122,7 @@ def _numbers(rng: np.random.Generator, scores: str, L: int, r: int, threshold: f
             beta[layer] = threshold - s + rng.choice([-CLOSE, CLOSE])
     else:  # q_int . k_int / sqrt(r) is an integer; so a score is one too, or lies in the middle between two
         q_int, k_int = rng.integers(-1, 2, size=(2, L, N, r)).astype(float)
-        beta = rng.integers(-1, 2, L) + (threshold + 0.5 * (scores != "ties"))
+        beta = rng.integers(-2, 3, L) + (threshold + 0.5 * (scores != "ties"))
     quiet = quiet | (scores == "high")
     if scores in ("own", "low", "alternate"):  # a single product decides
         q_int[:], k_int[:], beta[:] = 0, 0, threshold + 0.5
@@ -135,3 +140,20 @@ def _numbers(rng: np.random.Generator, scores: str, L: int, r: int, threshold: f
         k_int[where, 0] = rng.choice([np.nan, np.inf, -np.inf], where.sum())
     arrays = (q, k, v, q_int, k_int, beta)
     return tuple(x.astype(np.float32) for x in arrays)
+
+
+def _enlarge(rng: np.random.Generator, scores: str, q, k, v, q_int, k_int, beta) -> None:  # arrays of _numbers
+    """Change the numbers so that 16 bits do not hold them; what is exact in float32 stays so.
+
+    Where nothing drops, attention's logits go beyond 88, where exp of a float32 is infinite; they are exact. Elsewhere
+    interaction keys are near 2048, in steps of 1, where float16 has steps of 2; and some heads hold zeros alone.
+    """
+    if scores == "high":
+        q[:], k[:] = np.round(4 * q) / 4, np.round(4 * k) / 4
+        q[..., ::4], k[..., ::4] = 16, k[..., ::4] + 16
+        return
+    q_int[:], k_int[:], beta[:] = 0, 0, beta - 2048
+    q_int[..., 0] = math.sqrt(q_int.shape[-1])
+    k_int[..., 0] = 2048 + rng.integers(-3, 4, k_int.shape[:-1])
+    zeros = rng.random(k.shape[:-1]) < 0.3
+    k[zeros, :4], v[zeros, 4:] = 0, 0

@@ -19,14 +19,15 @@ from dcp_ref.policies import learned
 from dcp_ref.runtime.precision import STORAGES
 from dcp_ref.testing import shipped
 from dcp_ref.testing.cases import Case
-from dcp_ref.testing.check_list import CHECKS
+from dcp_ref.testing.check_list import CHECKS, FEWEST
 from dcp_ref.testing.drawing import draw
 from dcp_ref.testing.own import OwnNumpy
 from dcp_ref.testing.suite import SPECIFICATION
 
 SIZES = ("n_layer", "n_embd", "n_head", "int_n_embd", "int_delay", "propagate_in_depth", "n_positions")  # then kv, N
 CASE_ARRAYS = {"sizes": np.int32, "ops": np.int32, "beta": np.float32, "q": np.float32, "k": np.float32,
-               "v": np.float32, "q_int": np.float32, "k_int": np.float32}  # beta: the threshold first, then one a layer
+               "v": np.float32, "q_int": np.float32, "k_int": np.float32,
+               "pinned": np.int32}  # beta: the threshold first, then one a layer
 ANSWER_ARRAYS = {"out": np.float32, "dropped": np.int32, "live": np.int32}
 MANIFEST, PAGE = "manifest.json", 4
 DEFAULT = ("decode", "prompts", "ragged", "fork", "release", "threshold", "int_delay", "propagate_in_depth")
@@ -35,8 +36,10 @@ DEFAULT = ("decode", "prompts", "ragged", "fork", "release", "threshold", "int_d
 def export_cases(directory: str | Path, examples: int = 20, seed: int = 0, supports: tuple[str, ...] = DEFAULT) -> int:
     """Write cases of every check that a cache with such `supports` runs; returns how many.
 
-    Raises ValueError when the directory has a manifest already; OSError.
+    Raises ValueError when the directory has a manifest already, or for policies, which the files cannot say; OSError.
     """
+    if policies := sorted({"policies", "budget"} & set(supports)):
+        raise ValueError(f"supports: exported cases have the learned rule alone: leave {' and '.join(policies)} out")
     directory, listed = Path(directory), list[dict[str, Any]]()
     if (directory / MANIFEST).exists():
         raise ValueError(f"{directory} has a {MANIFEST} already: name a new directory")
@@ -59,7 +62,7 @@ def _cases(examples: int, seed: int, supports: frozenset[str]) -> list[Case]:
     for check in CHECKS:
         if check.level in (2, 3) and check.name != "memory" and set(check.needs) <= supports:
             cases += [draw(lambda low, high: int(rng.integers(low, high + 1)), check.name, check.focus, supports, PAGE)
-                      for _ in range(examples)]
+                      for _ in range(examples if check.share else min(examples, FEWEST))]
     model = load("tiny")
     counts = shipped.feeds(supports, len(shipped.token_ids(model)))
     return [*cases, shipped.decoded(model, OwnNumpy.make(model.config, learned), counts)[0]]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from dcp_ref.testing.cases import FORK, NEW, RELEASE, STEP, Case, calls, options
+from dcp_ref.testing.cases import FORK, NEW, RELEASE, RESTORE, STEP, Case, calls, options
 from dcp_ref.testing.check_list import Check
 from dcp_ref.testing.judging import Answers, Failure
 
@@ -56,7 +56,8 @@ def save(directory: Path, check: Check, case: Case, answers: Answers, failure: F
     """Write CHECK.safetensors and CHECK.py. Raises OSError."""
     directory.mkdir(parents=True, exist_ok=True)
     arrays = directory / f"{check.name}.safetensors"
-    tensors = {name: np.ascontiguousarray(getattr(case, name)) for name in ("q", "k", "v", "q_int", "k_int", "beta")}
+    tensors = {name: np.ascontiguousarray(getattr(case, name)) for name in ("q", "k", "v", "q_int", "k_int", "beta",
+                                                                               "pinned")}
     tensors |= {"ops": np.array(case.ops, np.int32), "answer.out": answers.out, "answer.dropped": answers.dropped,
                 "answer.live": answers.live}
     if isinstance(failure.want, np.ndarray):
@@ -86,6 +87,8 @@ def script(check: Check, case: Case, failure: Failure, cls: Any) -> str:
             lines.append(f"s{call.sequence} = cache.new()")
         elif call.kind == FORK:
             lines.append(f"s{call.child} = cache.fork(s{call.sequence})")
+        elif call.kind == RESTORE:
+            lines.append(f"s{call.child} = cache.restore(cache.save(s{call.sequence}))")
         elif call.kind == RELEASE:
             lines.append(f"cache.release(s{call.sequence})")
         for layer in range(case.config.n_layer if call.kind == STEP else 0):
@@ -107,8 +110,9 @@ def _step(case: Case, call: Any, layer: int, learned: bool) -> list[str]:
     deep = case.config.propagate_in_depth and layer
     inherited = "np.array(dropped, np.int32).reshape(-1, 2)" if deep else "np.zeros((0, 2), np.int32)"
     interaction = "q_int, k_int" if learned else "None, None"
+    pinned = f", pinned=np.array({case.pinned[rows].tolist()})" if case.pinned.any() else ""
     return [*arrays, f"out, dropped = cache.step({layer}, [{batch}], q, k, v, {interaction}, "
-                     f"{float(case.beta[layer])!r}, {inherited})"]
+                     f"{float(case.beta[layer])!r}, {inherited}{pinned})"]
 
 
 def _row(failure: Failure, first: int) -> list[str]:

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 
-from dcp_ref.testing.cases import FORK, NEW, RELEASE, Case, calls
+from dcp_ref.testing.cases import STEP, Case, calls
 from dcp_ref.testing.check_list import Check
 from dcp_ref.testing.drawing import draw
 from dcp_ref.testing.running import Author, Walk
@@ -17,7 +17,7 @@ def check(author: Author, check: Check, examples: int, seed: int) -> tuple[str, 
         case = draw(lambda low, high: int(rng.integers(low, high + 1)), check.name, check.focus, author.supports,
                     author.page)
         owned = _owned(author, case)
-        counts += Counter(examples=1, steps=3 * sum(call.kind not in (NEW, FORK, RELEASE) for call in calls(case)))
+        counts += Counter(examples=1, steps=3 * sum(call.kind == STEP for call in calls(case)))
         if owned[2] > owned[0]:
             return (f"bytes_owned after a history, with all sequences released: {owned[0]:,}; after the same history "
                     f"twice more in this cache: {owned[2]:,}"), counts

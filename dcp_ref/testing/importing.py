@@ -62,7 +62,7 @@ def _case(directory: Path, entry: dict[str, Any]) -> Case:
     ops = tuple((int(a), int(b), int(c)) for a, b, c in x["ops"])
     arrays: dict[str, Any] = {name: x[name] for name in ("q", "k", "v", "q_int", "k_int")}
     return Case(entry["check"], config, policies.learned, float(x["beta"][0]), STORAGES[kv], entry["exact"], ops,
-                **arrays, beta=x["beta"][1:])
+                **arrays, beta=x["beta"][1:], pinned=x["pinned"].astype(bool))
 
 
 def _judged(path: Path, check: Check, case: Case) -> Result:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dcp_ref.runtime.precision import stored
-from dcp_ref.testing.cases import FORK, NEW, RELEASE, STEP, Case, calls
+from dcp_ref.testing.cases import FORK, NEW, RELEASE, RESTORE, STEP, Case, calls
 from dcp_ref.testing.definition import Tokens, after, attention, decisions, empty
 
 FLOOR = 32  # units of rounding of the largest value: attention of this error is right whatever the reference's error
@@ -73,7 +73,7 @@ class _Judge:
                 raise _Different(Failure(self.answers.error[1], n))
             if call.kind == NEW:
                 self.sequences[call.sequence] = [empty(config.n_embd, rank)] * config.n_layer
-            elif call.kind == FORK:
+            elif call.kind in (FORK, RESTORE):
                 self.sequences[call.child] = list(self.sequences[call.sequence])
             elif call.kind == RELEASE:
                 del self.sequences[call.sequence]
@@ -96,7 +96,7 @@ class _Judge:
         found = self.dropped.get((layer, row), np.zeros(0, int))
         gone = np.where(close, np.isin(position, found), gone)
         self.note(layer, i, position[close], s[close])
-        new = after(tokens, gone, self.k[layer, row], self.v[layer, row], case.k_int[layer, row])
+        new = after(tokens, gone, self.k[layer, row], self.v[layer, row], case.k_int[layer, row], case.pinned[row])
         self.sequences[sequence][layer] = new
         want = np.sort(position[gone])
         at: dict[str, Any] = {"sequence": sequence, "layer": layer, "i": i, "row": row, "want": want,
@@ -139,7 +139,7 @@ class _Judge:
                     differing = np.setxor1d(found, tokens.position)
                     j = int(differing[0]) if len(differing) else int(found[0])
                     raise _Different(Failure(
-                        f"sequence {sequence} must hold {tokens.position.tolist()}, and says {found.tolist()}", call,
+                        f"sequence {sequence} must hold {_some(tokens.position, j)}, and says {_some(found, j)}", call,
                         sequence, layer, tokens.seen - 1, j, expected=tokens.masks,
                         found=(*tokens.masks[:-1], found), want=tokens.position))
 
@@ -167,6 +167,14 @@ def _grouped(rows: np.ndarray, width: int) -> dict[tuple[int, ...], np.ndarray]:
     for row in rows.tolist():
         found.setdefault(tuple(row[:width]), []).append(row[width])
     return {key: np.sort(np.array(positions)) for key, positions in found.items()}
+
+
+def _some(positions: np.ndarray, j: int) -> str:
+    """The positions; of many only those around j."""
+    if len(positions) <= 24:
+        return str(positions.tolist())
+    near = positions[np.argsort(np.abs(positions - j), kind="stable")[:8]]
+    return f"{len(positions)} tokens, {np.sort(near).tolist()} among them"
 
 
 def _ulps(score: float, threshold: float) -> float:

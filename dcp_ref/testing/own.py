@@ -13,7 +13,7 @@ from dcp_ref.testing.running import FEATURES
 class OwnNumpy:
     """KVCache. It reserves room for all layers of a step at once, so layer 0 is where a step begins."""
 
-    supports = frozenset(FEATURES)
+    supports = frozenset(FEATURES) - {"save"}
     page_slots: int | None = None
 
     def __init__(self, cache: Any) -> None:
@@ -36,10 +36,11 @@ class OwnNumpy:
         """The sequence is no longer used."""
         self.cache.release(handle)
 
-    def step(self, layer: int, batch: list[tuple[int, int]], q, k, v, q_int, k_int, beta: float, inherited):
+    def step(self, layer: int, batch: list[tuple[int, int]], q, k, v, q_int, k_int, beta: float, inherited,
+             pinned=None):
         """Decode one layer: out [N, C], and the pairs (row, position) that left it."""
         if layer == 0:
-            self.batch = self.cache.reserve([handle for handle, _ in batch], [count for _, count in batch])
+            self.batch = self.cache.reserve([handle for handle, _ in batch], [count for _, count in batch], pinned)
         return self.cache.step(layer, self.batch, q, k, v, q_int, k_int, beta, inherited)
 
     def live(self, handle: int, layer: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 
 from dcp_ref.config import Config
 from dcp_ref.policies import Policy
-from dcp_ref.testing.cases import FORK, NEW, RELEASE, Call, Case, calls, options
+from dcp_ref.testing.cases import FORK, NEW, RELEASE, RESTORE, Call, Case, calls, options
 from dcp_ref.testing.judging import Answers
 
 FEATURES = {  # what `supports` may name
@@ -21,9 +21,12 @@ FEATURES = {  # what `supports` may name
     "float16": 'make(..., kv="float16"): keys and values are stored in 16 bits',
     "int8": 'make(..., kv="int8"): keys and values are stored in 8 bits, with a scale for each token and head',
     "policies": "make(config, policy) with policies by position: windows, strides, sinks",
+    "budget": "make(config, policy) with policy.budget: the most judged tokens that stay",
+    "pins": "step(..., pinned=None): bool [N] marks tokens that are never dropped; given only where there are some",
+    "save": "save(handle) -> state, restore(state) -> handle: a sequence of its own with the same tokens",
 }
-METHODS = {"decode": ("make", "new", "step", "live"), "fork": ("fork",), "release": ("release",)}
-RESERVED = ("pins", "budget", "save", "restore")  # names for what the rule has no definition of yet
+METHODS = {"decode": ("make", "new", "step", "live"), "fork": ("fork",), "release": ("release",),
+           "save": ("save", "restore")}
 
 
 class Author:
@@ -39,8 +42,7 @@ class Author:
         self.expected = dict(getattr(cls, "expected_failures", {}))
         self.page, self.dtype = getattr(cls, "page_slots", None) or 4, getattr(cls, "dtype", "float32")
         if unknown := sorted(self.supports - FEATURES.keys()):
-            later = f"; {', '.join(RESERVED)} come with a later specification" * bool(set(unknown) & set(RESERVED))
-            raise ValueError(f"{self.name}.supports: {', '.join(unknown)} is not one of {', '.join(FEATURES)}{later}")
+            raise ValueError(f"{self.name}.supports: {', '.join(unknown)} is not one of {', '.join(FEATURES)}")
         if self.dtype not in ("float32", "float16", "float64"):
             raise ValueError(f"{self.name}.dtype is the float type of its arithmetic: give float32, float16 or "
                              f"float64, not {self.dtype!r}")
@@ -96,6 +98,8 @@ class Walk:
             self.handles[call.sequence] = self.cache.new()
         elif call.kind == FORK:
             self.handles[call.child] = self.cache.fork(self.handles[call.sequence])
+        elif call.kind == RESTORE:
+            self.handles[call.child] = self.cache.restore(self.cache.save(self.handles[call.sequence]))
         elif call.kind == RELEASE:
             self.cache.release(self.handles.pop(call.sequence))
         else:
@@ -108,12 +112,13 @@ class Walk:
         rows = slice(call.first, call.first + call.rows)
         batch = [(self.handles[sequence], count) for sequence, count in call.parts]
         rank = case.policy.rank(case.config)
+        pins = {"pinned": case.pinned[rows].copy()} if case.pinned.any() else {}
         for layer in range(case.config.n_layer):
             q, k, v, q_int, k_int = (x[layer, rows].copy() for x in (case.q, case.k, case.v, case.q_int, case.k_int))
             with np.errstate(all="ignore"):  # scores that are NaN or infinite are part of the test
                 out, dropped = self.cache.step(
                     layer, list(batch), q, k, v, q_int if rank else None, k_int if rank else None,
-                    float(case.beta[layer]), gone if case.config.propagate_in_depth else gone[:0])
+                    float(case.beta[layer]), gone if case.config.propagate_in_depth else gone[:0], **pins)
             out, dropped = as_numpy(out), integers("dropped", dropped, 2)
             if out.shape != q.shape:
                 raise ValueError(f"step must return `out` of shape {list(q.shape)}, not {list(out.shape)}")

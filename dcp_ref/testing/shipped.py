@@ -73,7 +73,8 @@ def decoded(model: Model, cache: Any, counts: list[int], name: str = "tiny") -> 
     logits = [recorder.feed(decoder, part) for part in np.split(ids, np.cumsum(counts)[:-1])]
     ops = [(NEW, 0, 0), *(op for n in counts for op in ((STEP, 1, 0), (FEED, 0, n)))]
     arrays: dict[str, Any] = {name: recorder.stacked(name) for name in ("q", "k", "v", "q_int", "k_int")}
-    case = Case(name, model.config, policies.learned, 0.0, "float32", False, tuple(ops), **arrays, beta=recorder.beta)
+    case = Case(name, model.config, policies.learned, 0.0, "float32", False, tuple(ops), **arrays, beta=recorder.beta,
+                pinned=np.zeros(len(ids), bool))
     return case, recorder.answers(), np.concatenate(logits)
 
 

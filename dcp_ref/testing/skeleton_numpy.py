@@ -11,7 +11,7 @@ import numpy as np
 class MyCache:
     """One list of live tokens for each sequence and layer."""
 
-    # What of the specification this cache can do; take out what it cannot. Also there: "float16", "int8", "policies".
+    # What of the specification this cache can do; take out what it cannot. docs/testing.md has more names.
     supports = frozenset({"decode", "prompts", "ragged", "fork", "release", "threshold", "int_delay",
                           "propagate_in_depth"})
     expected_failures: dict[str, str] = {}  # noqa: RUF012 - a check that is known to fail, and why

@@ -4,6 +4,7 @@ Pages come from a pool that all sequences share. A token takes the first free sl
 without live tokens goes back to the pool. A fork shares pages with its parent until one of them writes.
 """
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -11,35 +12,19 @@ import numpy as np
 from dcp_ref.config import Config
 from dcp_ref.policies import Policy
 from dcp_ref.runtime.precision import stored
-
-
-class Page:
-    """Slots for some tokens. A slot is live where `live` says so; what the others hold means nothing."""
-
-    def __init__(self, slots: int, channels: int, rank: int) -> None:
-        self.k, self.v = np.zeros((2, slots, channels), np.float32)
-        self.k_int = np.zeros((slots, rank), np.float32)
-        self.position, self.live = np.zeros(slots, int), np.zeros(slots, bool)
-        self.owners = 1
-
-
-class Layer:
-    """A sequence in one layer: its pages, and how many tokens it has seen."""
-
-    def __init__(self) -> None:
-        self.pages: list[Page] = []
-        self.seen = 0
+from dcp_ref.testing.definition import attention
+from dcp_ref.testing.slot_pages import Layer, Page
 
 
 class SlotCache:
     """A conforming cache. Its methods are small, so that each fault is the change of one."""
 
-    supports = frozenset({"decode", "prompts", "ragged", "fork", "release", "threshold", "int_delay", "float16", "int8",
-                          "propagate_in_depth"})
+    supports = frozenset({"decode", "prompts", "ragged", "fork", "release", "save", "threshold", "int_delay", "float16",
+                          "int8", "propagate_in_depth", "pins", "budget"})
     page_slots = 5
 
-    def __init__(self, config: Config, threshold: float, kv: str) -> None:
-        self.config, self.threshold, self.kv = config, threshold, kv
+    def __init__(self, config: Config, threshold: float, kv: str, budget: int | None) -> None:
+        self.config, self.threshold, self.kv, self.budget = config, threshold, kv, budget
         self.pool: list[Page] = []
         self.sequences: dict[int, list[Layer]] = {}
         self.made = 0  # pages
@@ -47,7 +32,7 @@ class SlotCache:
     @classmethod
     def make(cls, config: Config, policy: Policy, threshold: float = 0.0, kv: str = "float32") -> "SlotCache":
         """A new cache for models of this shape."""
-        return cls(config, threshold, kv)
+        return cls(config, threshold, kv, policy.budget)
 
     def new(self) -> int:
         """The lowest free handle, for a new sequence."""
@@ -70,6 +55,18 @@ class SlotCache:
                 page.owners += 1
         return child
 
+    def save(self, handle: int) -> list[Layer]:
+        """All that the sequence holds."""
+        return copy.deepcopy(self.sequences[handle])
+
+    def restore(self, state: list[Layer]) -> int:
+        """A sequence of its own from what was saved."""
+        handle = self.new()
+        self.sequences[handle] = state
+        for page in (page for layer in state for page in layer.pages):
+            page.owners, self.made = 1, self.made + 1
+        return handle
+
     def live(self, handle: int, layer: int) -> np.ndarray:
         """Positions of the live tokens, ascending."""
         return np.sort(np.concatenate([np.zeros(0, int), *(page.position[page.live] for page in
@@ -86,14 +83,20 @@ class SlotCache:
             for x in (page.k, page.v, page.k_int):
                 x[~page.live] = np.nan
 
-    def step(self, layer: int, batch: list[tuple[int, int]], q, k, v, q_int, k_int, beta: float, inherited):
+    def step(self, layer: int, batch: list[tuple[int, int]], q, k, v, q_int, k_int, beta: float, inherited,
+             pinned=None):
+        """One layer of a step: attention's output, and what left."""
+        self.pinned = np.zeros(len(q), bool) if pinned is None else pinned
+        return self.rows(layer, batch, q, k, v, q_int, k_int, beta, inherited)
+
+    def rows(self, layer: int, batch: list[tuple[int, int]], q, k, v, q_int, k_int, beta: float, inherited):
         """The rows of each sequence, one token after another."""
         k, v = (stored(x, self.kv, self.config.n_head) for x in (k, v))
         out, dropped, row = np.zeros_like(q), [], 0
         for handle, count in batch:
             for _ in range(count):
                 tokens = self.sequences[handle][layer]
-                gone = inherited[inherited[:, 0] == row, 1]
+                gone, self.pin = inherited[inherited[:, 0] == row, 1], self.pinned[row]
                 out[row], left = self.token(tokens, layer, q[row], k[row], v[row], q_int[row], k_int[row], beta, gone)
                 dropped += [(row, position) for position in left]
                 row += 1
@@ -108,8 +111,14 @@ class SlotCache:
     def drop(self, tokens: Layer, q_int, beta: float, inherited) -> list[int]:
         """Free the slots of the tokens that leave."""
         left: list[int] = []
+        scores = [self.scores(page, q_int, beta) for page in tokens.pages]
+        stay = [self.stays(tokens, page, s, inherited) for page, s in zip(tokens.pages, scores, strict=True)]
+        if self.budget is not None:
+            judged = self.judged(tokens, scores, stay)
+            for _, _, n, slot in judged[: max(0, len(judged) - self.room(tokens))]:
+                stay[n][slot] = False
         for n, page in enumerate(tokens.pages):
-            gone = page.live & ~self.stays(tokens, page, self.scores(page, q_int, beta), inherited)
+            gone = page.live & ~stay[n]
             if gone.any():
                 left += page.position[gone].tolist()
                 tokens.pages[n] = self.writable(page)
@@ -119,11 +128,24 @@ class SlotCache:
             self.give_back(empty)
         return left
 
+    def judged(self, tokens: Layer, scores: list[np.ndarray], stay: list[np.ndarray]) -> list[tuple]:
+        """What a budget chooses from: (score, position, page, slot), the first to leave first."""
+        found = [(s[slot], page.position[slot], n, slot)
+                 for n, (page, s, left) in enumerate(zip(tokens.pages, scores, stay, strict=True))
+                 for slot in np.flatnonzero(page.live & left & ~page.pinned & ~self.safe(tokens, page))]
+        return sorted(found)
+
+    def room(self, tokens: Layer) -> int:
+        return self.budget or 0
+
+    def safe(self, tokens: Layer, page: Page) -> np.ndarray:  # -> bool [slots]
+        return tokens.seen - page.position <= self.config.int_delay
+
     def scores(self, page: Page, q_int, beta: float) -> np.ndarray:  # -> [slots]
         return page.k_int @ q_int / np.sqrt(np.float32(len(q_int))) + np.float32(beta)
 
     def stays(self, tokens: Layer, page: Page, s: np.ndarray, inherited) -> np.ndarray:  # [slots] -> bool [slots]
-        safe = tokens.seen - page.position <= self.config.int_delay
+        safe = self.safe(tokens, page) | page.pinned
         return ((s > self.threshold) | safe) & ~np.isin(page.position, inherited)
 
     def clear(self, page: Page, gone: np.ndarray) -> None:
@@ -143,16 +165,12 @@ class SlotCache:
 
     def write(self, page: Page, slot: int, position: int, k, v, k_int) -> None:
         page.k[slot], page.v[slot], page.k_int[slot] = k, v, k_int
-        page.position[slot], page.live[slot] = position, True
+        page.position[slot], page.live[slot], page.pinned[slot] = position, True, self.pin
 
     def attend(self, tokens: Layer, layer: int, q: np.ndarray) -> np.ndarray:
         """softmax(q k^T / sqrt(D)) v over the live slots."""
-        k, v = (np.concatenate([x[page.live] for page in tokens.pages for x in [getattr(page, name)]])
-                for name in ("k", "v"))
-        heads = [x.reshape(len(x), self.config.n_head, -1).swapaxes(0, 1) for x in (q[None], k, v)]
-        a = heads[0] @ heads[1].swapaxes(1, 2) * np.float32(self.config.attention_scale(layer))
-        weights = np.exp(a - a.max(-1, keepdims=True))
-        return (weights / weights.sum(-1, keepdims=True) @ heads[2]).swapaxes(0, 1).ravel()
+        k, v = (np.concatenate([getattr(page, x)[page.live] for page in tokens.pages]) for x in ("k", "v"))
+        return attention(q, k, v, self.config.n_head, self.config.attention_scale(layer))
 
     def new_page(self, channels: int, rank: int) -> Page:
         """A page of the pool's, else a new one."""
@@ -166,10 +184,10 @@ class SlotCache:
         if page.owners == 1:
             return page
         page.owners -= 1
-        copy = self.new_page(page.k.shape[1], page.k_int.shape[1])
-        for name in ("k", "v", "k_int", "position", "live"):
-            getattr(copy, name)[:] = getattr(page, name)
-        return copy
+        new = self.new_page(page.k.shape[1], page.k_int.shape[1])
+        for name in ("k", "v", "k_int", "position", "live", "pinned"):
+            getattr(new, name)[:] = getattr(page, name)
+        return new
 
     def give_back(self, page: Page) -> None:
         """One owner fewer; without one, the page goes to the pool, empty."""

@@ -24,7 +24,7 @@ FAULTS = [  # an edit of the example, and the check that is to refuse it
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     directory = tmp_path_factory.mktemp("exported") / "cases"
-    assert export_cases(directory, examples=12) == 12 * 17 + 1
+    assert export_cases(directory, examples=16) == 16 * 18 + 3 + 1
     return directory
 
 
@@ -79,6 +79,8 @@ def test_cases_that_are_not_the_exported_ones(exported, tmp_path):
         import_answers(tmp_path)
     with pytest.raises(ValueError, match=r"has a manifest\.json already: name a new directory"):
         export_cases(exported)
+    with pytest.raises(ValueError, match="exported cases have the learned rule alone: leave budget out"):
+        export_cases(tmp_path / "other", supports=("decode", "budget"))
     cases = shutil.copytree(exported, tmp_path / "cases")
     with open(cases / "case-0003.bin", "ab") as file:
         file.write(b"x")

@@ -168,6 +168,7 @@ static void insert(span *s, size_t i)
     const dcp_shape *shape = &s->cache->shape;
     s->slot_of[i] = dcp_slot_take(s->slots, &s->cache->pool);
     const size_t p = s->slot_of[i] / shape->page_slots, slot = s->slot_of[i] % shape->page_slots;
+    own_page(s, p);
     positions_of(s->cache, s->slots->page[p])[slot] = (int32_t)s->slots->seen;
     s->slots->seen++;
     for (size_t c = 0; c < shape->rank; c++)
@@ -227,4 +228,7 @@ void judge(span *s, tile *scores)
         }
         live[s->slot_of[i] / n] |= UINT32_C(1) << s->slot_of[i] % n;
     }
+    if (s->cache->policy.by_attention) /* the rows' attention is added to the sums of all pages */
+        for (size_t p = 0; p < s->slots->pages; p++)
+            own_page(s, p);
 }

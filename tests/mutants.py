@@ -40,12 +40,14 @@ NATIVE_CACHE, NATIVE_DECODER, MEMORY = (f"dcp_ref/native/{name}.py" for name in 
 ENGINE, BINDING = ("tests/runtime/test_engine.py",), ("tests/native/test_native.py",)
 WALKS, BETWEEN = ("tests/native/test_decoder.py",), ("tests/runtime/test_any_line.py", "tests/runtime/test_reentry.py")
 OWN_RULE = ("tests/runtime/test_own_rule.py",)
+PIECES = ("tests/runtime/test_feeding.py", "tests/runtime/test_memory.py")
 PINS = ("tests/runtime/test_pins.py",)
 INTERRUPTED = ("tests/native/test_interrupted.py",)
 JUDGE = "csrc/judge.c"
 ATTEND_C = "csrc/attend.c"
 STEP_C = "csrc/step.c"
 CACHE_C = "csrc/cache.c"
+SEQUENCE_C = "csrc/sequence.c"
 SLOTS = "csrc/slots.c"
 LINEAR = "csrc/linear.c"
 TILE = "csrc/tile.h"
@@ -134,8 +136,49 @@ MUTANTS = [
            "self._left[:size], self._left", ("tests/runtime/test_precision.py",)),
     Mutant("compaction leaves all but keys and values behind (C)", CACHE_C, "k <= DCP_REST; k++",
            "k < DCP_REST; k++"),
-    Mutant("a fork has its parent's pages (C)", CACHE_C, "            to->page[p] = dcp_page_take(&cache->pool);\n",
-           "            dcp_page_take(&cache->pool);\n            to->page[p] = from->page[p];\n", CACHES),
+    Mutant("a fork does not count as an owner (C)", SEQUENCE_C, "*dcp_page_owners(from->page[p]) += 1;", "", CACHES),
+    Mutant("a shared page is written to (C)", JUDGE, "    own_page(s, p);\n    positions_of", "    positions_of",
+           CACHES),
+    Mutant("compaction writes to a shared page (C)", CACHE_C, "            own_page(s, slot / n);\n", "", CACHES),
+    Mutant("attention is added to shared sums (C)", JUDGE,
+           "        for (size_t p = 0; p < s->slots->pages; p++)\n            own_page(s, p);", "        ;",
+           (*CACHES, "tests/native/test_invariance.py")),
+    Mutant("a copied page has its original's owners (C)", CACHE_C, "    *dcp_page_owners(own) = 1;\n", "", CACHES),
+    Mutant("a copied page is not given up (C)", CACHE_C, "    s->left[s->n_left] = shared;\n    s->n_left++;\n", "",
+           CACHES),
+    Mutant("no room for the copies of pages (C)", SEQUENCE_C, " + pages_to_copy(slots, count[b], n, drops)", "",
+           CACHES),
+    Mutant("room for copies that nothing is written to (C)", SEQUENCE_C, "(drops || room > 0) && ", "", CACHES),
+    Mutant("the owners are moved like a token (C)", CACHE_C, "size_t start[] = {0, row}", "size_t start[] = {0, 0}",
+           CACHES),
+    Mutant("a page is free before its last owner gives it up (C)", SLOTS, "if (*owners == 0)", "if (*owners <= 1)",
+           ("tests/native/test_slots.py", "tests/native/test_slots_small_scope.py")),
+    Mutant("a page that is taken keeps its number of owners (C)", SLOTS, "    *dcp_page_owners(page) = 1;\n", "",
+           ("tests/native/test_slots_small_scope.py",)),
+    Mutant("a feed in pieces pins the first rows (C)", NATIVE_DECODER, "else pinned[piece.start : piece.stop]",
+           "else pinned", PIECES),
+    Mutant("a feed in pieces pins the first rows (NumPy)", "dcp_ref/runtime/feeding.py",
+           "else draft.pinned[self.start : self.stop]", "else draft.pinned", PIECES),
+    Mutant("pieces end in the middle of a round", "dcp_ref/runtime/feeding.py",
+           "// 2 // ROUND_ROWS, 1) * ROUND_ROWS", "// 2, 1)", PIECES),
+    Mutant("pairs of a piece count its own rows", NATIVE_DECODER, "np.array([piece.start, 0], np.int32)",
+           "np.array([0, 0], np.int32)", PIECES),
+    Mutant("drafts are kept when a feed fails", NATIVE_DECODER,
+           "            except CacheFull:\n                drafts.release()\n", "            except CacheFull:\n",
+           PIECES),
+    Mutant("drafts are kept when a feed is interrupted", NATIVE_DECODER,
+           "would release them\n                drafts.release()\n", "would release them\n", PIECES),
+    Mutant("drafts of what has changed are adopted (C)", SEQUENCE_C,
+           "sequence[b]->layer[l].seen + count[b] != draft[b]->layer[l].seen", "0 * count[b]", PIECES),
+    Mutant("the most is not what was owned before pages were given up (C)", STEP_C,
+           "    if (cache->pool.pages - cache->pool.n_free > cache->pool.peak)",
+           "    if (cache->pool.pages - cache->pool.n_free < cache->pool.peak)", PIECES),
+    Mutant("a result is lost where memory is refused", "dcp_ref/runtime/feeding.py",
+           "        spare.clear()\n        return make()", "        raise", ("tests/runtime/test_refused_memory.py",)),
+    Mutant("tokens that forks share count twice (NumPy)", "dcp_ref/runtime/live_tokens.py",
+           "found = {id(tokens): len", "found = {(id(tokens), id(layers)): len", CACHES),
+    Mutant("copies of shared tokens do not count (NumPy)", CACHE, "owners[id(tokens)] > 1", "owners[id(tokens)] > 9999",
+           ("tests/runtime/test_memory.py",)),
     Mutant("inherited drops a row late (C)", JUDGE, "pair[2 * s->n_inherited] <= (int32_t)row",
            "pair[2 * s->n_inherited] < (int32_t)row"),
     Mutant("a window one too wide (C)", JUDGE, "i - j >= policy->window", "i - j > policy->window", CACHES),
@@ -151,9 +194,9 @@ MUTANTS = [
            "input->sequence[0]->pinned[j / 32]", PINS),
     Mutant("pins of a later sequence are the first rows' (C)", STEP_C, "            row++;\n        }\n}",
            "            row += b == 0;\n        }\n}", PINS),
-    Mutant("a fork has no pins (C)", CACHE_C, "    child->pins = parent->pins;\n", "", PINS),
-    Mutant("a fork has the pins of nobody (C)", CACHE_C, "    memcpy(child->pinned, parent->pinned",
-           "    memcpy(child->pinned, child->pinned", PINS),
+    Mutant("a fork has no pins (C)", SEQUENCE_C, "    to->pins = from->pins;\n", "", PINS),
+    Mutant("a fork has the pins of nobody (C)", SEQUENCE_C, "    memcpy(to->pinned, from->pinned",
+           "    memcpy(to->pinned, to->pinned", PINS),
     Mutant("a pinned token is dropped (NumPy)", CACHE, "        gone &= ~tokens.pinned\n", "", PINS),
     Mutant("pinned tokens are candidates (NumPy)", CACHE, "tokens.pinned[left],", "False,", PINS),
     Mutant("pins are dropped in all layers but the first (dense)", "dcp_ref/model.py",
@@ -219,7 +262,7 @@ MUTANTS = [
            "new + s * 4 * DCP_LANES", CACHES),
     Mutant("trim keeps the memory (C)", SLOTS, "pool->area_bytes[k], MADV_DONTNEED", "0, MADV_DONTNEED",
            ("tests/native/test_slots.py", "tests/runtime/test_memory.py")),
-    Mutant("a fork takes pages that are not there (C)", CACHE_C, "    if (pages > cache->pool.n_free)", "    if (0)",
+    Mutant("a fork into a sequence that has tokens (C)", SEQUENCE_C, "if (child->layer[l].seen > 0)", "if (0)",
            ("tests/native/test_native.py",)),
     Mutant("a fork that is interrupted keeps its pages", NATIVE_CACHE, "except BaseException:", "except Exception:",
            BETWEEN),
@@ -420,8 +463,8 @@ MUTANTS = [
            "DCP_FLOAT32, DCP_INT8, DCP_FLOAT16", STORED),
     Mutant("a free slot that is not the lowest (C)", SLOTS, "    size_t p = 0;\n    while",
            "    size_t p = slots->pages > 1;\n    while", ("tests/native/test_slots_small_scope.py",)),
-    Mutant("free pages are spare at once (C)", SLOTS, "    n = pool->n_free++;\n",
-           "    n = pool->n_free++;\n    pool->pages -= pool->n_spare > 3;\n",
+    Mutant("free pages are spare at once (C)", SLOTS, "        pool->n_free++;\n",
+           "        pool->n_free++;\n        pool->pages -= pool->n_spare > 3;\n",
            ("tests/native/test_slots_small_scope.py", "tests/native/test_slots.py")),
     # What an interrupt, refused memory or a damaged file leaves.
     Mutant("a row whose release is interrupted forgets its sequence", "dcp_ref/runtime/row.py",

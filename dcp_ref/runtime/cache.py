@@ -13,39 +13,21 @@ Decoding token i in a layer:
 import itertools
 import math
 import operator
+from collections import Counter
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from dcp_ref.config import Config, float32_threshold
 from dcp_ref.policies import Policy, for_model
-from dcp_ref.runtime.checks import (
-    Handles,
-    Stats,
-    StepInput,
-    check_bytes,
-    check_counts,
-    check_input,
-    check_layer,
-    check_max_bytes,
-    check_pinned,
-    check_positions,
-)
-from dcp_ref.runtime.live_tokens import Tokens, attend
+from dcp_ref.runtime import checks
+from dcp_ref.runtime.checks import Handles, StepInput
+from dcp_ref.runtime.feeding import Batch
+from dcp_ref.runtime.live_tokens import Tokens, attend, in_memory
 from dcp_ref.runtime.lock import ForkAwareLock
 from dcp_ref.runtime.precision import check_storage, stored
-
-
-class Batch(NamedTuple):
-    """Sequences, and how many tokens each gets next: what `step` takes."""
-
-    handles: list[int]
-    layers: list[list[Tokens]]  # the sequences: one Tokens a layer
-    starts: list[int]
-    counts: list[int]
-    pinned: np.ndarray | None = None  # bool [N]: the tokens that are never dropped
-    draft: bool = False  # whether `layers` are copies
+from dcp_ref.runtime.stats import Stats
 
 
 class KVCache:
@@ -59,13 +41,15 @@ class KVCache:
 
     def __init__(self, config: Config, max_bytes: int | None = None, kv: str = "float32",
                  policy: Policy | None = None, threshold: float = 0.0) -> None:
-        self.config, self.max_bytes = config, check_max_bytes(max_bytes)
+        self.config, self.max_bytes = config, checks.check_max_bytes(max_bytes)
         self.kv, self.policy = check_storage("kv", kv), for_model(config, policy)
         self.threshold = float32_threshold(threshold, self.policy.learned)
         self.lock = ForkAwareLock("cache")
         self._sequences = Handles()  # each a list of one Tokens a layer
+        self.may_drop = checks.may_drop(config, self.policy)
         rank = self.policy.rank(config)
         self._empty = Tokens.empty(config.n_embd, rank)
+        self._peak = 0  # the most bytes owned so far, seen after each layer of a step
         self._token_bytes = 8 + 4 * (2 * config.n_embd + rank + 1)  # of one token in one layer
 
     def new_sequence(self) -> int:
@@ -75,10 +59,10 @@ class KVCache:
     def fork(self, sequence: int) -> int:
         """A handle of a new sequence with the same tokens; what is fed to one does not reach the other.
 
-        Raises ValueError when the sequence is unknown, CacheFull past max_bytes; nothing has changed then.
+        The two share arrays until one of them changes. Raises ValueError when the sequence is unknown; nothing has
+        changed then.
         """
         layers = self._sequences[sequence]
-        self._check_room(sum(len(tokens.position) for tokens in layers))
         child = self.new_sequence()
         try:
             self._sequences.replace([child], [self._sequences[child]], [list(layers)])
@@ -103,13 +87,16 @@ class KVCache:
         Raises ValueError (unknown or repeated sequence, too many tokens) or CacheFull; nothing has changed then.
         """
         handles = list(sequences)
-        counts = check_counts(counts, len(handles))
+        batch = self.batch(handles, checks.check_counts(counts, len(handles)), pinned)
+        self.check_room(batch)
+        return batch
+
+    def batch(self, handles: list[int], counts: list[int], pinned: np.ndarray | None = None) -> Batch:
+        """The sequences of a step, checked, but for room. Raises ValueError."""
         layers = self._sequences.distinct(handles)
         starts = [tokens[0].seen for tokens in layers]
-        check_positions(self.config, handles, starts, counts)
-        pinned = check_pinned(pinned, sum(counts))
-        self._check_room(sum(counts) * self.config.n_layer)
-        return Batch(handles, layers, starts, counts, pinned)
+        checks.check_positions(self.config, handles, starts, counts)
+        return Batch(handles, layers, starts, counts, checks.check_pinned(pinned, sum(counts)))
 
     def draft(self, batch: Batch) -> Batch:
         """The same batch with copies of its sequences: steps of it change nothing until `commit`."""
@@ -134,8 +121,8 @@ class KVCache:
         Raises TypeError or ValueError naming the argument, RuntimeError when the batch is no longer valid; nothing has
         changed then.
         """
-        layer, rows = check_layer(self.config, layer), sum(batch.counts)
-        x = check_input(self.config, self.policy, rows, q, k, v, q_int, k_int, beta, inherited)
+        layer, rows = checks.check_layer(self.config, layer), sum(batch.counts)
+        x = checks.check_input(self.config, self.policy, rows, q, k, v, q_int, k_int, beta, inherited)
         if not (batch.draft or self._current(batch)) or batch.starts != [layers[layer].seen for layers in batch.layers]:
             raise RuntimeError("the batch is no longer valid: a sequence has been fed or released since `reserve`")
         n_head, scale = self.config.n_head, self.config.attention_scale(layer)
@@ -150,6 +137,10 @@ class KVCache:
             after.append(tokens)
             first += count
         result = out, np.array(dropped, np.int32).reshape(-1, 2)
+        held = [[*layers[:layer], tokens, *layers[layer + 1 :]]
+                for layers, tokens in zip(batch.layers, after, strict=True)]
+        others = self._sequences.all_but(batch.handles)
+        self._peak = max(self._peak, in_memory([*others, *held]) * self._token_bytes)
         any(map(operator.setitem, batch.layers, itertools.repeat(layer), after))  # in C: no interrupt comes in between
         return result
 
@@ -174,7 +165,7 @@ class KVCache:
 
     def live_positions(self, sequence: int, layer: int) -> np.ndarray:  # -> int64 [N]
         """Positions of the live tokens, ascending."""
-        layer = check_layer(self.config, layer)
+        layer = checks.check_layer(self.config, layer)
         return self._sequences[sequence][layer].position.copy()
 
     def live_counts(self, sequences: Iterable[int]) -> np.ndarray:  # B of them -> int64 [L, B]
@@ -185,8 +176,9 @@ class KVCache:
 
     def stats(self) -> Stats:
         """Totals over layers and sequences; a token is its own slot."""
-        live = sum(len(tokens.position) for layers in self._sequences.all() for tokens in layers)
-        return Stats(live, live, live * self._token_bytes, live * self._token_bytes)
+        sequences, size = self._sequences.all(), self._token_bytes
+        live, owned = sum(len(tokens.position) for layers in sequences for tokens in layers), in_memory(sequences)
+        return Stats(live, live, owned * size, owned * size, 0, live * size, self._peak)
 
     def _current(self, batch: Batch) -> bool:
         """Whether every sequence is the one that was reserved."""
@@ -195,6 +187,13 @@ class KVCache:
         except ValueError:
             return False
 
-    def _check_room(self, more: int) -> None:
-        """Raises CacheFull when this number of tokens more, each in one layer, could pass the bound."""
-        check_bytes(self.stats().bytes_owned + more * self._token_bytes, self.max_bytes)
+    def check_room(self, batch: Batch, draft: Batch | None = None) -> None:
+        """Raises CacheFull when the batch's tokens, in all layers, could pass the bound, beside all others and a draft.
+
+        Tokens that a sequence shares are copied when it changes.
+        """
+        sequences = [*self._sequences.all(), *(draft.layers if draft else [])]
+        owners = Counter(id(tokens) for layers in sequences for tokens in layers)
+        more = sum(count + (owners[id(tokens)] > 1) * len(tokens.position)
+                   for layers, count in zip(batch.layers, batch.counts, strict=True) if count for tokens in layers)
+        checks.check_bytes((in_memory(sequences) + more) * self._token_bytes, self.max_bytes)

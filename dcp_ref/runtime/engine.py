@@ -13,10 +13,10 @@ from dcp_ref.config import check_threshold
 from dcp_ref.policies import Policy, for_model
 from dcp_ref.runtime import kernels
 from dcp_ref.runtime.cache import KVCache
-from dcp_ref.runtime.checks import Stats
 from dcp_ref.runtime.decoder import Decoder
 from dcp_ref.runtime.pins import pinned_rows
 from dcp_ref.runtime.precision import check_storage
+from dcp_ref.runtime.stats import Stats
 
 BACKENDS = ("native", "numpy")
 

@@ -47,3 +47,9 @@ def attend(q, k, v, n_head, scale):  # [C], [N, C], [N, C] -> [C], [N]
     q, k, v = (split_heads(x, n_head) for x in (q[None], k, v))
     p, _ = softmax(q @ k.swapaxes(-1, -2) * scale)
     return merge_heads(p @ v)[0], p.sum(0)[0]
+
+
+def in_memory(sequences: list[list[Tokens]]) -> int:
+    """How many tokens are in memory: those that sequences share count once."""
+    found = {id(tokens): len(tokens.position) for layers in sequences for tokens in layers}
+    return sum(found.values())

@@ -61,4 +61,4 @@ def test_a_traced_token_takes_few_calls_more():
         for _ in range(3):
             step(engine, rows, sampling)
         found.append(len(calls_of(lambda engine=engine, rows=rows: step(engine, rows, sampling))))
-    assert found[0] < found[1] <= found[0] + 3, found  # to record what was dropped, and to keep it
+    assert found[0] < found[1] <= found[0] + 4, found  # to record what was dropped, and to keep it

@@ -148,6 +148,12 @@ int dcp_sequence_fork(const dcp_cache *cache, dcp_sequence *child, const dcp_seq
 int dcp_sequence_adopt(dcp_cache *cache, dcp_sequence *const *sequence, dcp_sequence *const *draft, const size_t *count,
                        size_t batch);
 
+/* Gives a sequence without tokens pages[l] free pages in each layer l, whose live slots are in bitmap, those of layer 0
+ * first; it has then seen `seen` tokens. The caller writes what the slots hold. Returns DCP_OK; DCP_EINVAL if the
+ * sequence was released or has tokens, DCP_ENOROOM if there are too few free pages. */
+int dcp_sequence_fill(dcp_cache *cache, dcp_sequence *sequence, size_t seen, const size_t *pages,
+                      const uint32_t *bitmap);
+
 /* Gives the sequence's pages up. Later calls refuse the sequence; its memory may go when there are none. */
 void dcp_sequence_release(dcp_cache *cache, dcp_sequence *sequence);
 

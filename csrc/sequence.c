@@ -29,6 +29,15 @@ dcp_sequence *dcp_sequence_init(const dcp_cache *cache, void *memory)
     return sequence;
 }
 
+/* Whether the sequence has no tokens, and was not released. */
+static int is_empty(const dcp_cache *cache, const dcp_sequence *sequence)
+{
+    for (size_t l = 0; l < cache->shape.layers; l++)
+        if (sequence->layer[l].seen > 0)
+            return 0;
+    return !sequence->released;
+}
+
 /* Makes `to`, which owns no page, one more owner of the pages of `from`, with the same tokens live. */
 static void copy_slots(dcp_slots *to, const dcp_slots *from)
 {
@@ -51,11 +60,8 @@ static void copy_sequence(const dcp_cache *cache, dcp_sequence *to, const dcp_se
 
 int dcp_sequence_fork(const dcp_cache *cache, dcp_sequence *child, const dcp_sequence *parent)
 {
-    if (parent->released || child->released)
+    if (parent->released || !is_empty(cache, child))
         return DCP_EINVAL;
-    for (size_t l = 0; l < cache->shape.layers; l++)
-        if (child->layer[l].seen > 0)
-            return DCP_EINVAL;
     copy_sequence(cache, child, parent);
     return DCP_OK;
 }
@@ -119,5 +125,32 @@ int dcp_sequence_adopt(dcp_cache *cache, dcp_sequence *const *sequence, dcp_sequ
         sequence[b]->released = 0;
         dcp_sequence_release(cache, draft[b]);
     }
+    return DCP_OK;
+}
+
+int dcp_sequence_fill(dcp_cache *cache, dcp_sequence *sequence, size_t seen, const size_t *pages,
+                      const uint32_t *bitmap)
+{
+    dcp_pool *pool = &cache->pool;
+    size_t total = 0;
+    for (size_t l = 0; l < cache->shape.layers; l++) {
+        if (pages[l] > cache->list_pages)
+            return DCP_EINVAL;
+        total += pages[l];
+    }
+    if (!is_empty(cache, sequence))
+        return DCP_EINVAL;
+    if (total > pool->n_free)
+        return DCP_ENOROOM;
+    for (size_t l = 0; l < cache->shape.layers; l++) {
+        dcp_slots *slots = &sequence->layer[l];
+        for (size_t p = 0; p < pages[l]; p++)
+            slots->page[p] = dcp_page_take(pool);
+        slots->pages = pages[l];
+        slots->seen = seen;
+        dcp_slots_keep(slots, bitmap);
+        bitmap += pages[l];
+    }
+    note_peak(pool);
     return DCP_OK;
 }

@@ -86,6 +86,12 @@ void dcp_page_free(dcp_pool *pool, dcp_page page)
     }
 }
 
+void note_peak(dcp_pool *pool)
+{
+    const size_t owned = pool->pages - pool->n_free;
+    pool->peak = owned > pool->peak ? owned : pool->peak;
+}
+
 size_t dcp_slot_take(dcp_slots *slots, dcp_pool *pool)
 {
     const uint32_t full = UINT32_MAX >> (32 - pool->page_slots);

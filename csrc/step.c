@@ -126,8 +126,7 @@ static void do_round(float *out, span *spans, size_t batch, tile *tiles, size_t 
             if (spans[b].rows > 0) /* the slots live after the last row are those that the layer keeps */
                 compact(&spans[b], spans[b].live + (spans[b].rows - 1) * cache->list_pages);
     }
-    if (cache->pool.pages - cache->pool.n_free > cache->pool.peak)
-        cache->pool.peak = cache->pool.pages - cache->pool.n_free;
+    note_peak(&cache->pool);
     for (size_t b = 0; b < batch; b++)
         give_up_left(&spans[b]);
 }

@@ -40,6 +40,8 @@ NATIVE_CACHE, NATIVE_DECODER, MEMORY = (f"dcp_ref/native/{name}.py" for name in 
 ENGINE, BINDING = ("tests/runtime/test_engine.py",), ("tests/native/test_native.py",)
 WALKS, BETWEEN = ("tests/native/test_decoder.py",), ("tests/runtime/test_any_line.py", "tests/runtime/test_reentry.py")
 OWN_RULE = ("tests/runtime/test_own_rule.py",)
+SAVING, NATIVE_SAVING = "dcp_ref/runtime/saving.py", "dcp_ref/native/saving.py"
+SAVED = ("tests/runtime/test_saving.py",)
 PIECES = ("tests/runtime/test_feeding.py", "tests/runtime/test_memory.py")
 PINS = ("tests/runtime/test_pins.py",)
 INTERRUPTED = ("tests/native/test_interrupted.py",)
@@ -171,8 +173,38 @@ MUTANTS = [
     Mutant("drafts of what has changed are adopted (C)", SEQUENCE_C,
            "sequence[b]->layer[l].seen + count[b] != draft[b]->layer[l].seen", "0 * count[b]", PIECES),
     Mutant("the most is not what was owned before pages were given up (C)", STEP_C,
-           "    if (cache->pool.pages - cache->pool.n_free > cache->pool.peak)",
-           "    if (cache->pool.pages - cache->pool.n_free < cache->pool.peak)", PIECES),
+           "    note_peak(&cache->pool);\n", "", PIECES),
+    # What is saved is restored, or refused.
+    Mutant("tokens of other weights", SAVING, '"weights": weights}', '"weights": ""}', SAVED),
+    Mutant("tokens of another policy", SAVING, '"policy": dataclasses.asdict(dataclasses.replace(policy, rule=None))',
+           '"policy": {}', SAVED),
+    Mutant("tokens of another config", SAVING, '"config": dataclasses.asdict(config)', '"config": {}', SAVED),
+    Mutant("tokens of another rule of one's own", SAVING, '{"rule": rule}', '{"rule": None}', SAVED),
+    Mutant("damaged bytes are read", SAVING, 'if metadata["sha256"] != _digest(metadata["cache"], tensors)', "if False",
+           SAVED),
+    Mutant("names and shapes are not in the digest", SAVING, 'digest.update(f"{name} {x.dtype} {x.shape}".encode())',
+           "pass", SAVED),
+    Mutant("saved positions in any order", SAVING, " or (np.diff(position) < 1).any()", "", SAVED),
+    Mutant("saved positions beyond what was seen", SAVING, "position[-1] != seen - 1", "position[-1] >= 2**30", SAVED),
+    Mutant("two tokens in one slot are restored", SAVING, " or len(np.unique(slot)) < N", "", SAVED),
+    Mutant("a slot of no page is restored", SAVING, "slot.max() >= end or ", "", SAVED),
+    Mutant("tensors of any shape are restored", SAVING, " or x.shape != shape", "", SAVED),
+    Mutant("what is saved is written in place", SAVING, "(temporary / path.name).write", "path.write", SAVED),
+    Mutant("a saved set that is being moved is not seen", SAVING, "current(path).read_bytes()", "path.read_bytes()",
+           SAVED),
+    Mutant("a restored sequence does not count for the bound (NumPy)", SAVING,
+           "        cache.check_room(batch, draft)\n", "", SAVED),
+    Mutant("a restored sequence has no pins (C)", NATIVE_SAVING, "            found.pins = 1\n", "", SAVED),
+    Mutant("pins are not saved (C)", NATIVE_SAVING, ">> j % 32 & 1", ">> j % 32 & 0", SAVED),
+    Mutant("a restore that fails keeps its pages (C)", NATIVE_SAVING,
+           "        cache.release(handle)\n        raise", "        raise", SAVED),
+    Mutant("what is saved changes meanwhile (C)", NATIVE_SAVING, "        draft.release()\n", "        pass\n", SAVED),
+    Mutant("pages of a restored sequence are not asked for (C)", SEQUENCE_C,
+           "    if (total > pool->n_free)\n        return DCP_ENOROOM;\n", "", SAVED),
+    Mutant("a text that follows a saved one is too long", "dcp_ref/cli/generate.py",
+           "if seen + len(row.prompt) > most", "if len(row.prompt) > most", ("tests/cli/test_cli_cache.py",)),
+    Mutant("a saved text is not counted", "dcp_ref/cli/generate.py", "engine.fork(saved), seen",
+           "engine.fork(saved), 0", ("tests/cli/test_cli_cache.py",)),
     Mutant("a result is lost where memory is refused", "dcp_ref/runtime/feeding.py",
            "        spare.clear()\n        return make()", "        raise", ("tests/runtime/test_refused_memory.py",)),
     Mutant("tokens that forks share count twice (NumPy)", "dcp_ref/runtime/live_tokens.py",
@@ -262,7 +294,7 @@ MUTANTS = [
            "new + s * 4 * DCP_LANES", CACHES),
     Mutant("trim keeps the memory (C)", SLOTS, "pool->area_bytes[k], MADV_DONTNEED", "0, MADV_DONTNEED",
            ("tests/native/test_slots.py", "tests/runtime/test_memory.py")),
-    Mutant("a fork into a sequence that has tokens (C)", SEQUENCE_C, "if (child->layer[l].seen > 0)", "if (0)",
+    Mutant("a fork into a sequence that has tokens (C)", SEQUENCE_C, "if (sequence->layer[l].seen > 0)", "if (0)",
            ("tests/native/test_native.py",)),
     Mutant("a fork that is interrupted keeps its pages", NATIVE_CACHE, "except BaseException:", "except Exception:",
            BETWEEN),

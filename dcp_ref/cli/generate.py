@@ -12,7 +12,7 @@ from dcp_ref.checkpoints import inputs, weights
 from dcp_ref.checkpoints.inputs import decoded
 from dcp_ref.cli import options, streams, trace
 from dcp_ref.runtime.engine import Engine
-from dcp_ref.runtime.generation import Row, make_rows, prompt_ids, step
+from dcp_ref.runtime.generation import Row, accept, make_rows, prompt_ids, read, step
 from dcp_ref.runtime.pins import prompt_pins
 from dcp_ref.runtime.sampling import Sampling
 
@@ -36,6 +36,10 @@ def add_options(p: argparse.ArgumentParser) -> None:
     add("--trace", metavar="FILE",
         help="also write who dropped whom, and why: a page (.html), or data (.json, .safetensors); several prompts get "
              "numbered files")
+    add("--save-cache", metavar="FILE", help="also write what was kept of the prompt, for --cache; takes one prompt")
+    add("--cache", metavar="FILE",
+        help="go on from what --save-cache wrote, with the same model, rule and storage: prompts are what follows its "
+             "text, which is not read again")
     options.add_pin(p)
     options.add_engine(p)
     options.add_json(p)
@@ -45,8 +49,12 @@ def run(args: argparse.Namespace) -> None:
     """Stream the texts to stdout, then a line of facts to stderr; or print one JSON object."""
     if args.trace:
         trace.check_suffix(args.trace)
+        if args.cache:
+            raise ValueError("--trace needs all of the text, and --cache has only what is left of it: give one of them")
     pin = _utf8("--pin", args.pin.encode("utf-8", "surrogateescape"))
     prompts = [(name, pin + text) for name, text in _prompts(args)]
+    if args.save_cache and len(prompts) > 1:
+        raise ValueError(f"--save-cache takes one prompt, not {len(prompts)}")
     stop = [unescaped(_utf8("--stop", text.encode("utf-8", "surrogateescape"))) for text in args.stop]
     sampling = Sampling(args.temperature, args.top_k, args.top_p)
     model = weights.load(args.model)
@@ -58,8 +66,12 @@ def run(args: argparse.Namespace) -> None:
         for row, (name, text) in zip(rows, prompts, strict=True):
             row.pinned = prompt_pins(pin, text, row.prompt, model.tokenizer, name)
     engine = options.engine(model, args)
+    if args.cache:
+        _restore(engine, rows, [name for name, _ in prompts], args.cache)
     output = _Output([text for _, text in prompts], rows, args.json)
     began, held = time.monotonic(), (0, 0)
+    if args.save_cache:
+        held = _first_step(engine, rows[0], sampling, args.save_cache)
     try:
         output.update()
         while step(engine, rows, sampling):
@@ -73,6 +85,31 @@ def run(args: argparse.Namespace) -> None:
         trace.write_rows(model, engine, rows, args.model, args.trace)
 
 
+def _restore(engine: Engine, rows: list[Row], names: list[str], path: str) -> None:
+    """Let each row go on from the saved sequence, in a fork of it."""
+    saved = engine.restore(path)
+    seen, most = engine.length(saved), engine.config.n_positions
+    for row, name in zip(rows, names, strict=True):
+        if seen + len(row.prompt) > most:
+            raise ValueError(f"{name} is too long: {len(row.prompt)} tokens after the {seen} of {path}, but the model "
+                             f"has {most} positions")
+        row.sequence, row.seen = engine.fork(saved), seen
+    engine.release(saved)
+
+
+def _first_step(engine: Engine, row: Row, sampling: Sampling, path: str) -> tuple[int, int]:
+    """Read the row's prompt, write what is kept of it, and draw the first token, if any. Returns `_held`."""
+    logits = read(engine, [row])
+    assert row.sequence is not None
+    engine.save(row.sequence, path)
+    if row.stop_reason is None:
+        accept(engine, [row], logits, sampling)
+    else:  # no new tokens
+        row.seen += len(row.prompt)
+        row.release(engine)
+    return _held(engine, [row], 0)
+
+
 def unescaped(text: str) -> str:
     r"""The text with \n, \t, \r and \\ replaced by the characters that they mean: a shell does not replace them."""
     meant = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
@@ -80,8 +117,7 @@ def unescaped(text: str) -> str:
 
 
 def _held(engine: Engine, rows: list[Row], bytes_before: int) -> tuple[int, int]:
-    """The tokens that all layers hold (for a row that has ended: held at its end), and the cache's largest size so far.
-    """
+    """The tokens that all layers hold (of a row that has ended: held then), and the cache's largest size so far."""
     stats = engine.stats()
     size = max(stats.bytes_owned, *(row.bytes for row in rows))
     return stats.live_tokens + sum(row.live for row in rows), max(bytes_before, size)

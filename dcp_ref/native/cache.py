@@ -113,6 +113,10 @@ class NativeCache:
         checks.check_positions(self.config, handles, batch.starts, counts)
         return batch
 
+    def make_free(self, pages: int) -> None:
+        """Have at least this number of free pages. Raises CacheFull or MemoryError."""
+        self._pages.make_free(pages)
+
     def room(self, batch: Batch, needed: int) -> np.ndarray:
         """Make pages free for the batch in all layers; returns at least `needed` bytes, for one call of C at a time.
 
@@ -121,8 +125,8 @@ class NativeCache:
         workspace = self._workspace
         if len(workspace) < needed:  # a little more: the next token needs a little more
             workspace = self._workspace = Memory(0).array((needed + needed // 8,), "uint8")
-        self._pages.make_free(lib.dcp_more_pages(self.c, batch.c_sequences, batch.c_counts, len(batch.counts), 0,
-                                                 self.config.n_layer, self.may_drop))
+        self.make_free(lib.dcp_more_pages(self.c, batch.c_sequences, batch.c_counts, len(batch.counts), 0,
+                                          self.config.n_layer, self.may_drop))
         return workspace
 
     @locked

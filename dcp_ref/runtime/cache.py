@@ -178,7 +178,7 @@ class KVCache:
         """Totals over layers and sequences; a token is its own slot."""
         sequences, size = self._sequences.all(), self._token_bytes
         live, owned = sum(len(tokens.position) for layers in sequences for tokens in layers), in_memory(sequences)
-        return Stats(live, live, owned * size, owned * size, 0, live * size, self._peak)
+        return Stats(live, live, owned * size, owned * size, 0, live * size, max(self._peak, owned * size))
 
     def _current(self, batch: Batch) -> bool:
         """Whether every sequence is the one that was reserved."""

@@ -117,12 +117,16 @@ typedef struct { /* what a cache is made for */
  * so far [heads], if by_attention; position. */
 enum { DCP_OWNERS, DCP_K_SCALE, DCP_V_SCALE, DCP_K_INT, DCP_SUMS, DCP_POSITION, DCP_FIELDS };
 
+/* What decided a drop: the score; the layer before; position; attention; the budget. */
+enum { DCP_LEARNED, DCP_INHERITED, DCP_WINDOW, DCP_HEAVY, DCP_BUDGET, DCP_REASONS };
+
 typedef struct {
     dcp_shape shape;
     dcp_policy policy;
     size_t channels, v_panels; /* heads * head_dim; head_dim / 32, rounded up */
     size_t list_pages;         /* the most pages of one (layer, sequence) */
     size_t field[DCP_FIELDS];  /* where in the rest of a page each field starts, in bytes */
+    size_t *dropped;           /* NULL, or [layers, DCP_REASONS]: each step adds how many tokens it dropped */
     dcp_pool pool;
 } dcp_cache;
 

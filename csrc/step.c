@@ -160,5 +160,9 @@ ptrdiff_t dcp_step(float *out, int32_t *dropped, dcp_cache *cache, const dcp_inp
         done += most;
         work = next_rows(spans, input, done, most);
     }
+    if (cache->dropped != NULL)
+        for (size_t b = 0; b < input->batch; b++)
+            for (size_t k = 0; k < DCP_REASONS; k++)
+                cache->dropped[input->layer * DCP_REASONS + k] += spans[b].by[k];
     return (ptrdiff_t)join_dropped(dropped, spans, input->batch);
 }

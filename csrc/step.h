@@ -15,6 +15,7 @@ typedef struct {
     uint32_t *live;     /* [rows, list_pages]: the live slots while each row attends */
     int32_t *dropped;   /* [n_dropped, 2]: the sequence's own pairs (row, position) */
     size_t n_dropped;
+    size_t by[DCP_REASONS]; /* how many of them by each reason */
     size_t n_inherited; /* the input's pairs that earlier rows have inherited */
 } span;
 

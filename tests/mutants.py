@@ -42,6 +42,7 @@ WALKS, BETWEEN = ("tests/native/test_decoder.py",), ("tests/runtime/test_any_lin
 OWN_RULE = ("tests/runtime/test_own_rule.py",)
 SAVING, NATIVE_SAVING = "dcp_ref/runtime/saving.py", "dcp_ref/native/saving.py"
 SAVED = ("tests/runtime/test_saving.py",)
+COUNTED = ("tests/runtime/test_stats.py",)
 PIECES = ("tests/runtime/test_feeding.py", "tests/runtime/test_memory.py")
 PINS = ("tests/runtime/test_pins.py",)
 INTERRUPTED = ("tests/native/test_interrupted.py",)
@@ -201,15 +202,26 @@ MUTANTS = [
     Mutant("what is saved changes meanwhile (C)", NATIVE_SAVING, "        draft.release()\n", "        pass\n", SAVED),
     Mutant("pages of a restored sequence are not asked for (C)", SEQUENCE_C,
            "    if (total > pool->n_free)\n        return DCP_ENOROOM;\n", "", SAVED),
-    Mutant("a text that follows a saved one is too long", "dcp_ref/cli/generate.py",
+    Mutant("a text that follows a saved one is too long", "dcp_ref/cli/caches.py",
            "if seen + len(row.prompt) > most", "if len(row.prompt) > most", ("tests/cli/test_cli_cache.py",)),
-    Mutant("a saved text is not counted", "dcp_ref/cli/generate.py", "engine.fork(saved), seen",
+    Mutant("a saved text is not counted", "dcp_ref/cli/caches.py", "engine.fork(saved), seen",
            "engine.fork(saved), 0", ("tests/cli/test_cli_cache.py",)),
+    # What was dropped is counted.
+    Mutant("a budget's drops count as a window's (C)", JUDGE, "row, DCP_BUDGET)", "row, DCP_WINDOW)", COUNTED),
+    Mutant("drops of the last sequence alone are counted (C)", STEP_C,
+           "cache->dropped[input->layer * DCP_REASONS + k] += spans[b].by[k]",
+           "cache->dropped[input->layer * DCP_REASONS + k] = spans[b].by[k]", COUNTED),
+    Mutant("all layers count as the first (C)", STEP_C, "cache->dropped[input->layer * DCP_REASONS + k]",
+           "cache->dropped[k]", COUNTED),
+    Mutant("inherited drops count as learned (NumPy)", CACHE, " & (why == STAYS)] = LEARNED", "] = LEARNED", COUNTED),
+    Mutant("a step's drops are not added (NumPy)", CACHE, "self._dropped[layer].copy()", "0 * self._dropped[layer]",
+           COUNTED),
     Mutant("a result is lost where memory is refused", "dcp_ref/runtime/feeding.py",
            "        spare.clear()\n        return make()", "        raise", ("tests/runtime/test_refused_memory.py",)),
     Mutant("tokens that forks share count twice (NumPy)", "dcp_ref/runtime/live_tokens.py",
            "found = {id(tokens): len", "found = {(id(tokens), id(layers)): len", CACHES),
-    Mutant("copies of shared tokens do not count (NumPy)", CACHE, "owners[id(tokens)] > 1", "owners[id(tokens)] > 9999",
+    Mutant("copies of shared tokens do not count (NumPy)", "dcp_ref/runtime/live_tokens.py",
+           "owners[id(tokens)] > 1", "owners[id(tokens)] > 9999",
            ("tests/runtime/test_memory.py",)),
     Mutant("inherited drops a row late (C)", JUDGE, "pair[2 * s->n_inherited] <= (int32_t)row",
            "pair[2 * s->n_inherited] < (int32_t)row"),
@@ -229,7 +241,7 @@ MUTANTS = [
     Mutant("a fork has no pins (C)", SEQUENCE_C, "    to->pins = from->pins;\n", "", PINS),
     Mutant("a fork has the pins of nobody (C)", SEQUENCE_C, "    memcpy(to->pinned, from->pinned",
            "    memcpy(to->pinned, to->pinned", PINS),
-    Mutant("a pinned token is dropped (NumPy)", CACHE, "        gone &= ~tokens.pinned\n", "", PINS),
+    Mutant("a pinned token is dropped (NumPy)", CACHE, "        why[tokens.pinned] = STAYS\n", "", PINS),
     Mutant("pinned tokens are candidates (NumPy)", CACHE, "tokens.pinned[left],", "False,", PINS),
     Mutant("pins are dropped in all layers but the first (dense)", "dcp_ref/model.py",
            "own_kept = False if kept is None else kept[layer]",

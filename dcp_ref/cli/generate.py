@@ -10,9 +10,9 @@ from typing import Any
 
 from dcp_ref.checkpoints import inputs, weights
 from dcp_ref.checkpoints.inputs import decoded
-from dcp_ref.cli import options, streams, trace
+from dcp_ref.cli import caches, options, streams, trace
 from dcp_ref.runtime.engine import Engine
-from dcp_ref.runtime.generation import Row, accept, make_rows, prompt_ids, read, step
+from dcp_ref.runtime.generation import Row, make_rows, prompt_ids, step
 from dcp_ref.runtime.pins import prompt_pins
 from dcp_ref.runtime.sampling import Sampling
 
@@ -67,15 +67,16 @@ def run(args: argparse.Namespace) -> None:
             row.pinned = prompt_pins(pin, text, row.prompt, model.tokenizer, name)
     engine = options.engine(model, args)
     if args.cache:
-        _restore(engine, rows, [name for name, _ in prompts], args.cache)
+        caches.restore(engine, rows, [name for name, _ in prompts], args.cache)
     output = _Output([text for _, text in prompts], rows, args.json)
-    began, held = time.monotonic(), (0, 0)
+    began, held = time.monotonic(), (0, 0, 0)
     if args.save_cache:
-        held = _first_step(engine, rows[0], sampling, args.save_cache)
+        caches.first_step(engine, rows[0], sampling, args.save_cache)
+        held = _held(engine, rows, held)
     try:
         output.update()
         while step(engine, rows, sampling):
-            held = _held(engine, rows, held[1])  # now: Ctrl-C would leave a step half done
+            held = _held(engine, rows, held)  # now: Ctrl-C would leave a step half done
             output.update()
     finally:
         for row in rows:
@@ -85,42 +86,18 @@ def run(args: argparse.Namespace) -> None:
         trace.write_rows(model, engine, rows, args.model, args.trace)
 
 
-def _restore(engine: Engine, rows: list[Row], names: list[str], path: str) -> None:
-    """Let each row go on from the saved sequence, in a fork of it."""
-    saved = engine.restore(path)
-    seen, most = engine.length(saved), engine.config.n_positions
-    for row, name in zip(rows, names, strict=True):
-        if seen + len(row.prompt) > most:
-            raise ValueError(f"{name} is too long: {len(row.prompt)} tokens after the {seen} of {path}, but the model "
-                             f"has {most} positions")
-        row.sequence, row.seen = engine.fork(saved), seen
-    engine.release(saved)
-
-
-def _first_step(engine: Engine, row: Row, sampling: Sampling, path: str) -> tuple[int, int]:
-    """Read the row's prompt, write what is kept of it, and draw the first token, if any. Returns `_held`."""
-    logits = read(engine, [row])
-    assert row.sequence is not None
-    engine.save(row.sequence, path)
-    if row.stop_reason is None:
-        accept(engine, [row], logits, sampling)
-    else:  # no new tokens
-        row.seen += len(row.prompt)
-        row.release(engine)
-    return _held(engine, [row], 0)
-
-
 def unescaped(text: str) -> str:
     r"""The text with \n, \t, \r and \\ replaced by the characters that they mean: a shell does not replace them."""
     meant = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
     return re.sub(r"\\([ntr\\])", lambda found: meant[found[1]], text)
 
 
-def _held(engine: Engine, rows: list[Row], bytes_before: int) -> tuple[int, int]:
-    """The tokens that all layers hold (of a row that has ended: held then), and the cache's largest size so far."""
+def _held(engine: Engine, rows: list[Row], before: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The tokens that all layers hold (of a row that has ended: held then), and the cache's largest size so far: as it
+    is, and as if sequences shared nothing."""
     stats = engine.stats()
-    size = max(stats.bytes_owned, *(row.bytes for row in rows))
-    return stats.live_tokens + sum(row.live for row in rows), max(bytes_before, size)
+    size = max(stats.bytes_owned, before[1], *(row.bytes for row in rows))
+    return stats.live_tokens + sum(row.live for row in rows), size, max(size, stats.bytes_logical, before[2])
 
 
 class _Output:
@@ -158,8 +135,8 @@ class _Output:
                 streams.say("dcp-ref", "a text ended because the model has no position left")
 
 
-def _facts(engine: Engine, held: tuple[int, int], rows: list[Row], seconds: float) -> dict[str, Any]:
-    live, size = held
+def _facts(engine: Engine, held: tuple[int, int, int], rows: list[Row], seconds: float) -> dict[str, Any]:
+    (live, size, logical), stats = held, engine.stats()
     new, seen = sum(len(row.ids) for row in rows), sum(row.seen for row in rows) * engine.config.n_layer
     return {
         "new_tokens": new,
@@ -170,6 +147,9 @@ def _facts(engine: Engine, held: tuple[int, int], rows: list[Row], seconds: floa
         "kept": round(live / max(seen, 1), 4),
         "layers": engine.config.n_layer,
         "cache_bytes": size,
+        "cache_bytes_logical": logical,
+        "cache_bytes_peak": stats.bytes_peak,
+        "dropped": stats.dropped,
         "backend": engine.backend,
         "policy": str(engine.policy),
     }

@@ -16,7 +16,7 @@ from dcp_ref.runtime.checks import Handles
 from dcp_ref.runtime.feeding import SPARE_BYTES, spared
 from dcp_ref.runtime.lock import ForkAwareLock, InterpreterEnds, locked
 from dcp_ref.runtime.precision import check_storage
-from dcp_ref.runtime.stats import Stats
+from dcp_ref.runtime.stats import Stats, by_reason
 
 
 class NativeCache:
@@ -45,6 +45,8 @@ class NativeCache:
         self.c = ffi.new("dcp_cache *")
         if lib.dcp_cache_init(self.c, shape, self._c_policy()) != lib.DCP_OK:
             raise MemoryError(f"no cache for {config}")
+        self._dropped = np.zeros((config.n_layer, lib.DCP_REASONS), np.uintp)
+        self.c.dropped = ffi.from_buffer("size_t[]", self._dropped)
         self.lock = ForkAwareLock("cache")
         self._pages = Pages(ffi.addressof(self.c, "pool"), max_bytes)
         self._sequences = Handles(operator.attrgetter("c.released"))  # of Sequence
@@ -190,4 +192,4 @@ class NativeCache:
         slots = [sequence.c.layer[layer] for sequence in self._sequences.all() for layer in layers]
         page, pages = self._pages.page_bytes, sum(s.pages for s in slots)
         return Stats(sum(s.live for s in slots), pages * self.page_slots, (pool.pages - pool.n_free) * page,
-                     pool.pages * page, len(self._workspace), pages * page, pool.peak * page)
+                     pool.pages * page, len(self._workspace), pages * page, pool.peak * page, by_reason(self._dropped))

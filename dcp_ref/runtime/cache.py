@@ -13,7 +13,6 @@ Decoding token i in a layer:
 import itertools
 import math
 import operator
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,10 +23,12 @@ from dcp_ref.policies import Policy, for_model
 from dcp_ref.runtime import checks
 from dcp_ref.runtime.checks import Handles, StepInput
 from dcp_ref.runtime.feeding import Batch
-from dcp_ref.runtime.live_tokens import Tokens, attend, in_memory
+from dcp_ref.runtime.live_tokens import Tokens, attend, could_need, in_memory
 from dcp_ref.runtime.lock import ForkAwareLock
 from dcp_ref.runtime.precision import check_storage, stored
-from dcp_ref.runtime.stats import Stats
+from dcp_ref.runtime.stats import REASONS, Stats, besides, by_reason
+
+LEARNED, INHERITED, STAYS = REASONS.index("learned"), REASONS.index("inherited"), -1
 
 
 class KVCache:
@@ -49,6 +50,7 @@ class KVCache:
         self.may_drop = checks.may_drop(config, self.policy)
         rank = self.policy.rank(config)
         self._empty = Tokens.empty(config.n_embd, rank)
+        self._dropped = np.zeros((config.n_layer, len(REASONS)), int)
         self._peak = 0  # the most bytes owned so far, seen after each layer of a step
         self._token_bytes = 8 + 4 * (2 * config.n_embd + rank + 1)  # of one token in one layer
 
@@ -127,13 +129,14 @@ class KVCache:
             raise RuntimeError("the batch is no longer valid: a sequence has been fed or released since `reserve`")
         n_head, scale = self.config.n_head, self.config.attention_scale(layer)
         x = x._replace(k=stored(x.k, self.kv, n_head), v=stored(x.v, self.kv, n_head))
-        out, dropped, first, after = np.empty(x.q.shape, np.float32), [], 0, []
+        out, dropped, first, after, by = np.empty(x.q.shape, np.float32), [], 0, [], self._dropped[layer].copy()
         for layers, count in zip(batch.layers, batch.counts, strict=True):
             tokens = layers[layer]
             for row in range(first, first + count):
                 pinned = batch.pinned is not None and bool(batch.pinned[row])
-                tokens, gone, out[row] = self._decode(tokens, x, row, scale, pinned)
+                tokens, gone, why, out[row] = self._decode(tokens, x, row, scale, pinned)
                 dropped += [(row, position) for position in gone]
+                by += np.bincount(why, minlength=len(REASONS))
             after.append(tokens)
             first += count
         result = out, np.array(dropped, np.int32).reshape(-1, 2)
@@ -142,26 +145,29 @@ class KVCache:
         others = self._sequences.all_but(batch.handles)
         self._peak = max(self._peak, in_memory([*others, *held]) * self._token_bytes)
         any(map(operator.setitem, batch.layers, itertools.repeat(layer), after))  # in C: no interrupt comes in between
+        self._dropped[layer] = by
         return result
 
     def _decode(self, tokens: Tokens, x: StepInput, row: int, scale: float, pinned: bool
-                ) -> tuple[Tokens, np.ndarray, np.ndarray]:
-        """The next token i of a sequence in a layer: the tokens then, the positions that left, attention's output."""
+                ) -> tuple[Tokens, np.ndarray, np.ndarray, np.ndarray]:
+        """The next token i of a sequence in a layer: the tokens then, the positions that left and why, the output."""
         i, position = tokens.seen, tokens.position
-        gone = np.isin(position, x.inherited[x.inherited[:, 0] == row, 1])  # (0)
+        why = np.where(np.isin(position, x.inherited[x.inherited[:, 0] == row, 1]), INHERITED, STAYS)  # (0)
         s: Any = None
         if tokens.k_int.shape[1]:
             s = tokens.k_int @ x.q_int[row] / math.sqrt(tokens.k_int.shape[1]) + x.beta  # (1)
         if self.policy.learned:
             recent = i - position <= self.config.int_delay
-            gone |= ~(s > self.threshold) & ~recent  # (2); a tie or a NaN drops
-        gone &= ~tokens.pinned
-        left = np.flatnonzero(~gone)  # what the other rules choose among
-        gone[left] = self.policy.drops(i, position[left], tokens.attention[left], tokens.pinned[left],
-                                       None if s is None else s[left], self.config.int_delay)
+            why[~(s > self.threshold) & ~recent & (why == STAYS)] = LEARNED  # (2); a tie or a NaN drops
+        why[tokens.pinned] = STAYS
+        left = np.flatnonzero(why == STAYS)  # what the other rules choose among
+        chosen = self.policy.drops(i, position[left], tokens.attention[left], tokens.pinned[left],
+                                   None if s is None else s[left], self.config.int_delay)
+        why[left[chosen]] = REASONS.index(besides(self.policy))
+        gone = why != STAYS
         tokens = tokens.without(gone).insert(x.k[row], x.v[row], x.k_int[row], pinned)  # (3)
         out, weights = attend(x.q[row], tokens.k, tokens.v, self.config.n_head, scale)  # (4)
-        return tokens._replace(attention=tokens.attention + weights), position[gone], out
+        return tokens._replace(attention=tokens.attention + weights), position[gone], why[gone], out
 
     def live_positions(self, sequence: int, layer: int) -> np.ndarray:  # -> int64 [N]
         """Positions of the live tokens, ascending."""
@@ -178,7 +184,8 @@ class KVCache:
         """Totals over layers and sequences; a token is its own slot."""
         sequences, size = self._sequences.all(), self._token_bytes
         live, owned = sum(len(tokens.position) for layers in sequences for tokens in layers), in_memory(sequences)
-        return Stats(live, live, owned * size, owned * size, 0, live * size, max(self._peak, owned * size))
+        return Stats(live, live, owned * size, owned * size, 0, live * size, max(self._peak, owned * size),
+                     by_reason(self._dropped))
 
     def _current(self, batch: Batch) -> bool:
         """Whether every sequence is the one that was reserved."""
@@ -188,12 +195,6 @@ class KVCache:
             return False
 
     def check_room(self, batch: Batch, draft: Batch | None = None) -> None:
-        """Raises CacheFull when the batch's tokens, in all layers, could pass the bound, beside all others and a draft.
-
-        Tokens that a sequence shares are copied when it changes.
-        """
+        """Raises CacheFull when the tokens of the batch may not fit beside all others and a draft."""
         sequences = [*self._sequences.all(), *(draft.layers if draft else [])]
-        owners = Counter(id(tokens) for layers in sequences for tokens in layers)
-        more = sum(count + (owners[id(tokens)] > 1) * len(tokens.position)
-                   for layers, count in zip(batch.layers, batch.counts, strict=True) if count for tokens in layers)
-        checks.check_bytes((in_memory(sequences) + more) * self._token_bytes, self.max_bytes)
+        checks.check_bytes(could_need(sequences, batch.layers, batch.counts) * self._token_bytes, self.max_bytes)

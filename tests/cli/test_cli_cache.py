@@ -32,6 +32,9 @@ def test_the_text_goes_on_where_its_cache_is_saved(capsys, tmp_path, file):
         assert call(capsys, "generate", " She", "--cache", path, *GREEDY)[1] == \
             call(capsys, "generate", " She", "--cache", file, *GREEDY)[1]
     json_of = json.loads(call(capsys, "generate", TEXT, "--save-cache", again, "--json", "--max-new-tokens", "1")[1])
+    assert json_of["cache_bytes_peak"] == json_of["cache_bytes_logical"] == json_of["cache_bytes"]
+    assert [set(layer) <= {"learned"} for layer in json_of["dropped"]] == [True] * 4
+    assert sum(layer.get("learned", 0) for layer in json_of["dropped"]) + json_of["live_tokens"] == 64
     assert json_of["new_tokens"] == 1 and json_of["seen_tokens"] == 64 and json_of["cache_bytes"] > 0
 
 

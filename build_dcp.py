@@ -13,7 +13,7 @@ from cffi import FFI
 
 # Relative to setup.py, as setuptools wants them.
 SOURCES = [f"csrc/{name}.c" for name in (
-    "slots", "cache", "judge", "attend", "step", "decode", "linear", "layers", "threads",
+    "slots", "sequence", "cache", "judge", "attend", "step", "decode", "linear", "layers", "threads",
     "training_attention", "training_lanes", "training_mask", "training_elementwise")]
 HEADERS = [f"csrc/{name}.h" for name in ("kernels", "dcp", "training")]
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []  # elsewhere the compiler may not have it: one thread

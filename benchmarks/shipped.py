@@ -36,7 +36,7 @@ class Decoding:
         children = [self.engine.fork(parent) for parent in self.parents]
         for tokens in self.ids[:, -STEPS:].T:
             self.engine.feed(children, tokens[:, None].tolist())
-        self.bytes = self.engine.stats().bytes_owned // 2
+        self.bytes = self.engine.stats().bytes_logical // 2  # parents hold as much
         for child in children:
             self.engine.release(child)
 

@@ -1,4 +1,4 @@
-/* cache.c - what a slot holds: the layout of a page, sequences, moving a token. */
+/* cache.c - what a slot holds: the layout of a page, copying a page, moving a token. */
 
 #include "step.h"
 #include <unistd.h>
@@ -10,7 +10,7 @@ static void lay_out_page(dcp_cache *cache)
     const size_t system = (size_t)sysconf(_SC_PAGESIZE), row = DCP_LANES * sizeof(float);
     const size_t scales = shape->kv == DCP_INT8 ? shape->heads : 0;
     const size_t sums = cache->policy.by_attention ? shape->heads : 0;
-    const size_t rows[DCP_FIELDS] = {scales, scales, shape->rank, sums, 1};
+    const size_t rows[DCP_FIELDS] = {1, scales, scales, shape->rank, sums, 1};
     size_t rest = 0;
     for (size_t f = 0; f < DCP_FIELDS; f++) {
         cache->field[f] = rest;
@@ -39,81 +39,27 @@ int dcp_cache_init(dcp_cache *cache, const dcp_shape *shape, const dcp_policy *p
     return DCP_OK;
 }
 
-/* The words of a bitmap with a bit for each position. */
-static size_t position_words(const dcp_cache *cache)
+/* The number of owners stays as it is until the round ends: so all threads see the same one, and a page that several of
+ * them leave stays whole. */
+void own_page(span *s, size_t p)
 {
-    return (cache->shape.positions + 31) / 32;
+    const dcp_page shared = s->slots->page[p];
+    if (*dcp_page_owners(shared) == 1)
+        return;
+    const dcp_page own = dcp_page_take(&s->cache->pool);
+    for (size_t k = 0; k < DCP_AREAS; k++)
+        memcpy(own.area[k], shared.area[k], s->cache->pool.area_bytes[k]);
+    *dcp_page_owners(own) = 1;
+    s->slots->page[p] = own;
+    s->left[s->n_left] = shared;
+    s->n_left++;
 }
 
-/* The sequence, its layers, their pages' addresses, their bitmaps, which tokens are pinned. */
-size_t dcp_sequence_bytes(const dcp_cache *cache)
+void give_up_left(span *s)
 {
-    return sizeof(dcp_sequence) + position_words(cache) * sizeof(uint32_t) +
-           cache->shape.layers * (sizeof(dcp_slots) + cache->list_pages * (sizeof(dcp_page) + sizeof(uint32_t)));
-}
-
-dcp_sequence *dcp_sequence_init(const dcp_cache *cache, void *memory)
-{
-    dcp_sequence *sequence = memory;
-    *sequence = (dcp_sequence){.layer = (dcp_slots *)(sequence + 1)};
-    dcp_page *page = (dcp_page *)(sequence->layer + cache->shape.layers);
-    uint32_t *bitmap = (uint32_t *)(page + cache->shape.layers * cache->list_pages);
-    for (size_t l = 0; l < cache->shape.layers; l++)
-        sequence->layer[l] = (dcp_slots){.page = page + l * cache->list_pages,
-                                         .bitmap = bitmap + l * cache->list_pages};
-    sequence->pinned = bitmap + cache->shape.layers * cache->list_pages;
-    memset(sequence->pinned, 0, position_words(cache) * sizeof(uint32_t));
-    return sequence;
-}
-
-int dcp_sequence_fork(dcp_cache *cache, dcp_sequence *child, const dcp_sequence *parent)
-{
-    size_t pages = 0;
-    for (size_t l = 0; l < cache->shape.layers; l++)
-        pages += parent->layer[l].pages;
-    if (parent->released || child->released)
-        return DCP_EINVAL;
-    if (pages > cache->pool.n_free)
-        return DCP_ENOROOM;
-    for (size_t l = 0; l < cache->shape.layers; l++) {
-        const dcp_slots *from = &parent->layer[l];
-        dcp_slots *to = &child->layer[l];
-        for (size_t p = 0; p < from->pages; p++) {
-            to->page[p] = dcp_page_take(&cache->pool);
-            for (size_t k = 0; k < DCP_AREAS; k++)
-                memcpy(to->page[p].area[k], from->page[p].area[k], cache->pool.area_bytes[k]);
-        }
-        to->pages = from->pages;
-        to->seen = from->seen;
-        dcp_slots_keep(to, from->bitmap);
-    }
-    child->pins = parent->pins;
-    memcpy(child->pinned, parent->pinned, position_words(cache) * sizeof(uint32_t));
-    return DCP_OK;
-}
-
-void dcp_sequence_release(dcp_cache *cache, dcp_sequence *sequence)
-{
-    sequence->released = 1;
-    for (size_t l = 0; l < cache->shape.layers; l++) {
-        dcp_slots *slots = &sequence->layer[l];
-        while (slots->pages > 0) {
-            slots->pages--;
-            dcp_page_free(&cache->pool, slots->page[slots->pages]);
-        }
-        slots->live = 0;
-    }
-}
-
-size_t dcp_more_pages(const dcp_cache *cache, dcp_sequence *const *sequence, const size_t *count, size_t batch,
-                      size_t first, size_t end)
-{
-    size_t pages = 0;
-    for (size_t b = 0; b < batch; b++)
-        for (size_t l = first; l < end; l++)
-            pages += dcp_pages_for(sequence[b]->layer[l].live + count[b], cache->pool.page_slots) -
-                     sequence[b]->layer[l].pages;
-    return pages;
+    for (size_t i = 0; i < s->n_left; i++)
+        dcp_page_free(&s->cache->pool, s->left[i]);
+    s->n_left = 0;
 }
 
 /* Copies one row's number of a panel of values, from row s to row t. A row of floats is copied whole. */
@@ -130,16 +76,19 @@ static void copy_value_row(unsigned char *new, size_t t, const unsigned char *ol
 /* Copies what slot s of page `from` holds to slot t of page `to`. */
 static void copy_token(const dcp_cache *cache, dcp_page to, size_t t, dcp_page from, size_t s)
 {
-    const size_t panel = panel_bytes(cache->pool.page_slots, cache->shape.kv);
+    const size_t panel = panel_bytes(cache->pool.page_slots, cache->shape.kv), row = 4 * DCP_LANES;
+    const size_t start[] = {0, row}; /* the rest begins with the owners of the page */
     for (size_t k = DCP_KEYS; k <= DCP_REST; k++)
-        for (size_t at = 0; at < cache->pool.area_bytes[k]; at += 4 * DCP_LANES)
+        for (size_t at = start[k]; at < cache->pool.area_bytes[k]; at += row)
             memcpy(to.area[k] + at + 4 * t, from.area[k] + at + 4 * s, 4);
     for (size_t i = 0; i < cache->shape.heads * cache->v_panels; i++)
         copy_value_row(to.area[DCP_VALUES] + i * panel, t, from.area[DCP_VALUES] + i * panel, s, cache->shape.kv);
 }
 
-void compact(dcp_cache *cache, dcp_slots *slots, const uint32_t *bitmap)
+void compact(span *s, const uint32_t *bitmap)
 {
+    dcp_cache *cache = s->cache;
+    dcp_slots *slots = s->slots;
     const size_t n = cache->pool.page_slots;
     dcp_slots_keep(slots, bitmap);
     while (slots->pages > dcp_pages_for(slots->live, n)) {
@@ -150,9 +99,11 @@ void compact(dcp_cache *cache, dcp_slots *slots, const uint32_t *bitmap)
         slots->live -= (size_t)__builtin_popcount(moving);
         for (uint32_t bits = moving; bits != 0; bits &= bits - 1) {
             const size_t slot = dcp_slot_take(slots, &cache->pool);
+            own_page(s, slot / n);
             copy_token(cache, slots->page[slot / n], slot % n, from, (size_t)__builtin_ctz(bits));
         }
-        dcp_page_free(&cache->pool, from);
+        s->left[s->n_left] = from;
+        s->n_left++;
     }
 }
 

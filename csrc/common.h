@@ -112,6 +112,12 @@ extern int simd_level;
 /* threads.c: the threads for this number of operations; 1 if they are done before another thread has woken up. */
 size_t threads_for(size_t operations, size_t threads);
 
+/* slots.c: makes `peak` the pages that are owned now, if they are more. */
+void note_peak(dcp_pool *pool);
+
+/* sequence.c: whether a rule of the cache can drop a token. */
+int may_drop(const dcp_cache *cache);
+
 /* e^x to 2 units in the last place, 0 below e^-87. Plain arithmetic, so that the compiler vectorises a loop of it. */
 INLINE float exp_(float x)
 {

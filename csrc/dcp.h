@@ -1,6 +1,6 @@
 /* dcp.h - GPT-2 with a pruned key-value cache: the manual of the C API. Include <stddef.h>, <stdint.h> and "kernels.h"
  * before it; cffi parses it too, so it has declarations only. examples/decode_in_c/ is a program that uses it. Read on
- * in slots.c, cache.c, judge.c, attend.c, step.c, decode.c.
+ * in slots.c, sequence.c, cache.c, judge.c, attend.c, step.c, decode.c.
  *
  * A token takes one slot in each layer of its sequence. Slots come in pages of `page_slots`. Each (layer, sequence)
  * owns the pages that its live tokens need, and takes them from one pool. The picture shows the pages of one (layer,
@@ -15,6 +15,10 @@
  *
  * So after every step a (layer, sequence) owns fewer slots than its live tokens + one page. Attention walks the pages
  * in order; the order of positions does not matter to a softmax.
+ *
+ * A fork has its parent's pages: each page counts its owners. A bitmap belongs to one sequence alone, so a drop does not
+ * touch a page. A step copies a page that has other owners before it writes there, into the same slots: so the numbers
+ * of a sequence do not depend on who shares its pages.
  *
  * No function allocates, prints or exits: all memory is the caller's. Only one thread at a time may use a cache. A call
  * that returns an error has changed nothing. Results do not depend on the number of threads. */
@@ -34,15 +38,16 @@ enum {
 /* ---- slots.c: pages and live bitmaps. Integers and addresses only. ---- */
 
 /* A page has three areas of memory. Pages that are added together have their keys side by side, then all else, then
- * values: so keys of neighbouring pages are read in one go. */
+ * values: so keys of neighbouring pages are read in one go. The first word of `rest` is the number of owners. */
 enum { DCP_KEYS, DCP_REST, DCP_VALUES, DCP_AREAS };
 typedef struct { unsigned char *area[DCP_AREAS]; } dcp_page;
 
-/* A page is owned (by a sequence), free (backed by memory, unowned) or spare (address space only). */
+/* A page is owned (by one sequence or several), free (backed by memory, unowned) or spare (address space only). */
 typedef struct {
     size_t page_slots;            /* 1..32, a bit each in a uint32_t */
     size_t area_bytes[DCP_AREAS]; /* multiples of the system's page size */
     size_t pages, n_free;         /* owned + free pages; free pages */
+    size_t peak;                  /* the most pages that were owned at once so far */
     size_t n_spare, most;         /* spare pages; the most that `pages` may become */
     size_t room;                  /* length of idle: enough for all pages, so that giving one back cannot fail */
     dcp_page *idle;               /* first the spare pages, then the free ones */
@@ -71,14 +76,18 @@ int dcp_pool_add(dcp_pool *pool, unsigned char *memory, size_t pages);
 int dcp_pool_grow(dcp_pool *pool, size_t n_free);
 
 void dcp_pool_trim(dcp_pool *pool); /* turns free pages into spare ones, and gives their memory back to the system */
-dcp_page dcp_page_take(dcp_pool *pool); /* takes a free page: there must be one; threads may do so at the same time, */
-void dcp_page_free(dcp_pool *pool, dcp_page page); /* ... or give owned pages back as free ones, but not mix the two */
+
+/* Takes a free page, for one owner: there must be one. Threads may do so at the same time, and nothing else with the
+ * pool meanwhile. */
+dcp_page dcp_page_take(dcp_pool *pool);
+void dcp_page_free(dcp_pool *pool, dcp_page page); /* takes one owner from the page, which is free after the last */
+uint32_t *dcp_page_owners(dcp_page page);          /* how many owners the page has */
 
 /* Marks the lowest free slot live and returns it. When all are live it appends a free page: there must be one. */
 size_t dcp_slot_take(dcp_slots *slots, dcp_pool *pool);
 void dcp_slots_keep(dcp_slots *slots, const uint32_t *bitmap); /* makes the slots of bitmap [pages] the live ones */
 
-/* ---- cache.c: what a slot holds. ---- */
+/* ---- cache.c: what a slot holds; sequence.c: who owns it. ---- */
 
 /* When token i arrives, an earlier live token j stays iff
  *     (rank == 0  or  s > threshold  or  i - j <= delay)  and
@@ -104,8 +113,12 @@ typedef struct { /* what a cache is made for */
 
 /* A page's keys are rows of 32 words, word s for slot s: [heads, D]. The rows of a head are one panel, as weights have.
  * Its values are panels [heads, v_panels, page_slots, 32]; padding is undefined. The rest has rows like the keys', in
- * fields: scales of int8 keys and values [heads]; k_int [rank]; attention so far [heads], if by_attention; position. */
-enum { DCP_K_SCALE, DCP_V_SCALE, DCP_K_INT, DCP_SUMS, DCP_POSITION, DCP_FIELDS };
+ * fields: the page's owners, in the first word of a row; scales of int8 keys and values [heads]; k_int [rank]; attention
+ * so far [heads], if by_attention; position. */
+enum { DCP_OWNERS, DCP_K_SCALE, DCP_V_SCALE, DCP_K_INT, DCP_SUMS, DCP_POSITION, DCP_FIELDS };
+
+/* What decided a drop: the score; the layer before; position; attention; the budget. */
+enum { DCP_LEARNED, DCP_INHERITED, DCP_WINDOW, DCP_HEAVY, DCP_BUDGET, DCP_REASONS };
 
 typedef struct {
     dcp_shape shape;
@@ -113,6 +126,7 @@ typedef struct {
     size_t channels, v_panels; /* heads * head_dim; head_dim / 32, rounded up */
     size_t list_pages;         /* the most pages of one (layer, sequence) */
     size_t field[DCP_FIELDS];  /* where in the rest of a page each field starts, in bytes */
+    size_t *dropped;           /* NULL, or [layers, DCP_REASONS]: each step adds how many tokens it dropped */
     dcp_pool pool;
 } dcp_cache;
 
@@ -129,16 +143,28 @@ int dcp_cache_init(dcp_cache *cache, const dcp_shape *shape, const dcp_policy *p
 size_t dcp_sequence_bytes(const dcp_cache *cache);
 dcp_sequence *dcp_sequence_init(const dcp_cache *cache, void *memory);
 
-/* Copies the parent's tokens and pins to a child without tokens, into the same slots of free pages. Returns DCP_OK;
- * DCP_EINVAL if one of the two was released; DCP_ENOROOM if there are fewer free pages than the parent owns. */
-int dcp_sequence_fork(dcp_cache *cache, dcp_sequence *child, const dcp_sequence *parent);
+/* Gives a child without tokens the parent's, in the same slots of the same pages, and its pins. Returns DCP_OK, or
+ * DCP_EINVAL if one of the two was released or the child has tokens. */
+int dcp_sequence_fork(const dcp_cache *cache, dcp_sequence *child, const dcp_sequence *parent);
 
-/* Turns the sequence's pages into free ones. Later calls refuse the sequence; its memory may go when there are none. */
+/* Gives each sequence[b] what draft[b] has, a fork of it that was fed count[b] tokens more: all at once. Releases the
+ * drafts. Returns DCP_OK, or DCP_EINVAL if one of them was released, or a sequence has changed since it was forked. */
+int dcp_sequence_adopt(dcp_cache *cache, dcp_sequence *const *sequence, dcp_sequence *const *draft, const size_t *count,
+                       size_t batch);
+
+/* Gives a sequence without tokens pages[l] free pages in each layer l, whose live slots are in bitmap, those of layer 0
+ * first; it has then seen `seen` tokens. The caller writes what the slots hold. Returns DCP_OK; DCP_EINVAL if the
+ * sequence was released or has tokens, DCP_ENOROOM if there are too few free pages. */
+int dcp_sequence_fill(dcp_cache *cache, dcp_sequence *sequence, size_t seen, const size_t *pages,
+                      const uint32_t *bitmap);
+
+/* Gives the sequence's pages up. Later calls refuse the sequence; its memory may go when there are none. */
 void dcp_sequence_release(dcp_cache *cache, dcp_sequence *sequence);
 
-/* How many free pages layers first .. end - 1 need for count[b] more tokens of each sequence[b], if none is dropped. */
+/* How many free pages layers first .. end - 1 can need for count[b] more tokens of each sequence[b]. It is enough if
+ * none is dropped, and every page that a sequence shares must be copied if `drops`: if anything may be dropped. */
 size_t dcp_more_pages(const dcp_cache *cache, dcp_sequence *const *sequence, const size_t *count, size_t batch,
-                      size_t first, size_t end);
+                      size_t first, size_t end, int drops);
 
 /* table [pages, page_slots] = the position of the token in each slot of the layer's first `pages` pages, -1 in a free
  * slot. Returns how many pages the layer owns. */

@@ -83,7 +83,8 @@ static int check_feed(const dcp_cache *cache, const dcp_model *model, const dcp_
     for (size_t i = 0; i < rows; i++)
         if (feed->ids[i] < 0 || (size_t)feed->ids[i] >= model->wte.n_out)
             return DCP_EINVAL;
-    if (dcp_more_pages(cache, feed->sequence, feed->count, feed->batch, 0, cache->shape.layers) > cache->pool.n_free ||
+    if (dcp_more_pages(cache, feed->sequence, feed->count, feed->batch, 0, cache->shape.layers, may_drop(cache)) >
+            cache->pool.n_free ||
         dcp_decode_bytes(cache, model, feed) > bytes || (feed->dropped != NULL && feed->room < tokens_after(feed)))
         return DCP_ENOROOM;
     return DCP_OK;

@@ -35,10 +35,11 @@ static uint32_t unpinned(const span *s, size_t p, uint32_t slots)
     return result;
 }
 
-/* Clears these bits of page p in the row's bitmap, and reports their tokens. */
-static void drop(span *s, uint32_t *live, size_t p, uint32_t gone, size_t row)
+/* Clears these bits of page p in the row's bitmap, and reports their tokens; `reason` is one of DCP_REASONS. */
+static void drop(span *s, uint32_t *live, size_t p, uint32_t gone, size_t row, int reason)
 {
     live[p] &= ~gone;
+    s->by[reason] += (size_t)__builtin_popcount(gone);
     for (uint32_t bits = gone; bits != 0; bits &= bits - 1)
         report(s, (int32_t)row, position_in(s, p, bits));
 }
@@ -49,7 +50,7 @@ static void drop_position(span *s, uint32_t *live, int32_t position, size_t row)
     for (size_t p = 0; p < s->slots->pages; p++)
         for (uint32_t bits = live[p]; bits != 0; bits &= bits - 1)
             if (position_in(s, p, bits) == position) {
-                drop(s, live, p, unpinned(s, p, bits & -bits), row);
+                drop(s, live, p, unpinned(s, p, bits & -bits), row, DCP_INHERITED);
                 return;
             }
 }
@@ -78,7 +79,7 @@ static void drop_scored(span *s, uint32_t *live, tile *products, size_t r, size_
         for (uint32_t bits = live[p] & ~keep; bits != 0; bits &= bits - 1)
             if (i - (size_t)position_in(s, p, bits) <= policy->delay)
                 keep |= bits & -bits;
-        drop(s, live, p, unpinned(s, p, live[p] & ~keep), row);
+        drop(s, live, p, unpinned(s, p, live[p] & ~keep), row, DCP_LEARNED);
     }
 }
 
@@ -130,7 +131,7 @@ static int drop_lightest(span *s, uint32_t *live, size_t i, size_t row)
             look_at(&found, s, p, bits, attention_got(s, p, bits));
     if (found.n <= s->cache->policy.heavy)
         return 0;
-    drop(s, live, found.page, found.bit, row);
+    drop(s, live, found.page, found.bit, row, s->cache->policy.heavy > 0 ? DCP_HEAVY : DCP_WINDOW);
     return 1;
 }
 
@@ -146,7 +147,7 @@ static void drop_over_budget(span *s, uint32_t *live, tile *products, size_t r, 
             if (i - (size_t)position_in(s, p, bits) > policy->delay)
                 look_at(&found, s, p, bits, products[p][r][__builtin_ctz(bits)] * scale + beta);
     if (found.n > policy->budget)
-        drop(s, live, found.page, found.bit, row);
+        drop(s, live, found.page, found.bit, row, DCP_BUDGET);
 }
 
 /* Drops the unsafe tokens, but not the heavy hitters among them. */
@@ -158,7 +159,7 @@ static void drop_unsafe(span *s, uint32_t *live, size_t i, size_t row)
         return;
     }
     for (size_t p = 0; p < s->slots->pages; p++)
-        drop(s, live, p, unsafe(s, p, live, i), row);
+        drop(s, live, p, unsafe(s, p, live, i), row, DCP_WINDOW);
 }
 
 /* Gives row i's token a slot, and writes there what judging other rows reads: position, k_int, no attention yet. Its
@@ -168,6 +169,7 @@ static void insert(span *s, size_t i)
     const dcp_shape *shape = &s->cache->shape;
     s->slot_of[i] = dcp_slot_take(s->slots, &s->cache->pool);
     const size_t p = s->slot_of[i] / shape->page_slots, slot = s->slot_of[i] % shape->page_slots;
+    own_page(s, p);
     positions_of(s->cache, s->slots->page[p])[slot] = (int32_t)s->slots->seen;
     s->slots->seen++;
     for (size_t c = 0; c < shape->rank; c++)
@@ -227,4 +229,7 @@ void judge(span *s, tile *scores)
         }
         live[s->slot_of[i] / n] |= UINT32_C(1) << s->slot_of[i] % n;
     }
+    if (s->cache->policy.by_attention) /* the rows' attention is added to the sums of all pages */
+        for (size_t p = 0; p < s->slots->pages; p++)
+            own_page(s, p);
 }

@@ -59,22 +59,37 @@ void dcp_pool_trim(dcp_pool *pool)
     }
 }
 
-/* Pages are counted by atomic operations, not under a lock: a lock that is held while the process forks would stay held
- * in the child for ever. */
+uint32_t *dcp_page_owners(dcp_page page)
+{
+    return (uint32_t *)(void *)page.area[DCP_REST];
+}
+
+/* Pages are counted by an atomic operation, not under a lock: a lock that is held while the process forks would stay
+ * held in the child for ever. */
 dcp_page dcp_page_take(dcp_pool *pool)
 {
     size_t n;
 #pragma omp atomic capture
     n = --pool->n_free;
-    return pool->idle[pool->n_spare + n];
+    const dcp_page page = pool->idle[pool->n_spare + n];
+    *dcp_page_owners(page) = 1;
+    return page;
 }
 
 void dcp_page_free(dcp_pool *pool, dcp_page page)
 {
-    size_t n;
-#pragma omp atomic capture
-    n = pool->n_free++;
-    pool->idle[pool->n_spare + n] = page;
+    uint32_t *owners = dcp_page_owners(page);
+    *owners -= 1;
+    if (*owners == 0) {
+        pool->idle[pool->n_spare + pool->n_free] = page;
+        pool->n_free++;
+    }
+}
+
+void note_peak(dcp_pool *pool)
+{
+    const size_t owned = pool->pages - pool->n_free;
+    pool->peak = owned > pool->peak ? owned : pool->peak;
 }
 
 size_t dcp_slot_take(dcp_slots *slots, dcp_pool *pool)

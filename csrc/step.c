@@ -2,7 +2,7 @@
 
 #include "step.h"
 
-/* The workspace: tiles for each thread; then a span a sequence; then slot_of and live of all their rows. */
+/* The workspace: tiles for each thread; `left` of all sequences; a span each; slot_of and live of all their rows. */
 static size_t thread_tiles(const dcp_cache *cache)
 {
     return cache->shape.heads * (cache->list_pages + cache->v_panels);
@@ -19,7 +19,8 @@ size_t dcp_step_bytes(const dcp_cache *cache, const size_t *count, size_t batch)
     size_t rows = 0;
     for (size_t b = 0; b < batch; b++)
         rows += count[b] < DCP_ROUND_ROWS ? count[b] : DCP_ROUND_ROWS;
-    return tiles_bytes(cache) + batch * sizeof(span) + rows * (sizeof(size_t) + cache->list_pages * sizeof(uint32_t));
+    return tiles_bytes(cache) + batch * (2 * cache->list_pages * sizeof(dcp_page) + sizeof(span)) +
+           rows * (sizeof(size_t) + cache->list_pages * sizeof(uint32_t));
 }
 
 /* Returns DCP_OK, or the error that dcp_step is to return. */
@@ -32,7 +33,8 @@ static int check_input(const dcp_cache *cache, const dcp_input *input, size_t by
         if (input->sequence[b]->released || input->start[b] != input->sequence[b]->layer[l].seen ||
             input->count[b] > cache->shape.positions - input->start[b])
             return DCP_EINVAL;
-    if (dcp_more_pages(cache, input->sequence, input->count, input->batch, l, l + 1) > cache->pool.n_free ||
+    if (dcp_more_pages(cache, input->sequence, input->count, input->batch, l, l + 1,
+                       may_drop(cache) || input->pairs > 0) > cache->pool.n_free ||
         dcp_step_bytes(cache, input->count, input->batch) > bytes)
         return DCP_ENOROOM;
     return DCP_OK;
@@ -53,7 +55,7 @@ static void pin_rows(const dcp_input *input)
 }
 
 /* Fills a span a sequence; none of its rows is done yet. */
-static void start_spans(span *spans, dcp_cache *cache, const dcp_input *input, int32_t *dropped)
+static void start_spans(span *spans, dcp_page *left, dcp_cache *cache, const dcp_input *input, int32_t *dropped)
 {
     size_t row = 0, inherited = 0;
     for (size_t b = 0; b < input->batch; b++) {
@@ -61,8 +63,8 @@ static void start_spans(span *spans, dcp_cache *cache, const dcp_input *input, i
             inherited++;
         const dcp_sequence *sequence = input->sequence[b];
         spans[b] = (span){.input = input, .cache = cache, .slots = &sequence->layer[input->layer],
-                          .pinned = sequence->pins ? sequence->pinned : NULL,
-                          .first = row, .dropped = dropped, .n_inherited = inherited};
+                          .pinned = sequence->pins ? sequence->pinned : NULL, .first = row,
+                          .left = left + 2 * b * cache->list_pages, .dropped = dropped, .n_inherited = inherited};
         row += input->count[b];
         dropped += 2 * (input->start[b] + input->count[b]);
     }
@@ -122,8 +124,11 @@ static void do_round(float *out, span *spans, size_t batch, tile *tiles, size_t 
 #pragma omp for schedule(dynamic)
         for (size_t b = 0; b < batch; b++)
             if (spans[b].rows > 0) /* the slots live after the last row are those that the layer keeps */
-                compact(cache, spans[b].slots, spans[b].live + (spans[b].rows - 1) * cache->list_pages);
+                compact(&spans[b], spans[b].live + (spans[b].rows - 1) * cache->list_pages);
     }
+    note_peak(&cache->pool);
+    for (size_t b = 0; b < batch; b++)
+        give_up_left(&spans[b]);
 }
 
 /* Moves the pairs of all sequences up to each other. Returns their number. */
@@ -144,15 +149,20 @@ ptrdiff_t dcp_step(float *out, int32_t *dropped, dcp_cache *cache, const dcp_inp
     if (error != DCP_OK)
         return error;
     const size_t most = cache->policy.by_attention ? 1 : DCP_ROUND_ROWS; /* a row's attention judges the next one */
-    span *spans = (span *)(void *)((unsigned char *)workspace + tiles_bytes(cache));
+    dcp_page *left = (dcp_page *)(void *)((unsigned char *)workspace + tiles_bytes(cache));
+    span *spans = (span *)(left + 2 * input->batch * cache->list_pages);
     if (input->pinned != NULL)
         pin_rows(input);
-    start_spans(spans, cache, input, dropped);
+    start_spans(spans, left, cache, input, dropped);
     size_t done = 0, work = next_rows(spans, input, done, most);
     while (work > 0) {
         do_round(out, spans, input->batch, workspace, threads_for(work, cache->shape.threads));
         done += most;
         work = next_rows(spans, input, done, most);
     }
+    if (cache->dropped != NULL)
+        for (size_t b = 0; b < input->batch; b++)
+            for (size_t k = 0; k < DCP_REASONS; k++)
+                cache->dropped[input->layer * DCP_REASONS + k] += spans[b].by[k];
     return (ptrdiff_t)join_dropped(dropped, spans, input->batch);
 }

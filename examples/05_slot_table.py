@@ -49,7 +49,7 @@ for i in range(16):
         event = "drop, reuse the lowest hole" if dropped.size else "insert into the lowest free slot"
     pages = ["".join("   ." if p < 0 else f"*{p}".rjust(4) if p == i else f"{p:4d}" for p in page) for page in table]
     drops = " ".join(str(position) for _, position in dropped)
-    live, slots, owned, reserved, _ = cache.stats()
+    live, slots, owned, reserved, *_ = cache.stats()
     free = (reserved - owned) // (owned // len(table))  # pages that the pool holds ready
     row_of_slots = "".join(f"{page:18}" for page in pages)
     print(f"{i:7d}  {drops:6}{row_of_slots:54}{live:5d}{slots:6d}{free:6d}  {event}")

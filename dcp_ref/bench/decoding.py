@@ -70,8 +70,16 @@ def _beta(x: np.ndarray, params: weights.Params, config: Config, layer: int, sha
     return float(needed[kept] + needed[kept + 1]) / 2
 
 
+def copies(engine: Engine, sequence: int, n: int) -> list[int]:
+    """Handles of n new sequences with the same tokens, in memory of their own, as if each had been fed them."""
+    tokens = engine._saving.export(engine._cache, sequence)
+    return [engine._saving.restore(engine._cache, tokens) for _ in range(n)]
+
+
 class Decoding:
-    """Forks of one random prompt that decode side by side; `step` feeds one token to each.
+    """Copies of one random prompt that decode side by side; `step` feeds one token to each.
+
+    Forks would share the prompt's memory, which is then read faster than that of so many texts.
 
     The tokens are random: those that a random model predicts soon repeat, and repeated queries drop nothing new.
     """
@@ -81,7 +89,7 @@ class Decoding:
         self.seen, first, began = context, self.engine.new_sequence(), time.perf_counter()
         self.engine.feed([first], [random_prompt(model.config, context, seed).tolist()])
         self.prompt_seconds = time.perf_counter() - began
-        self.sequences = [first, *(self.engine.fork(first) for _ in range(batch - 1))]
+        self.sequences = [first, *copies(self.engine, first, batch - 1)]
 
     def step(self) -> None:
         """Feed one token to each sequence, and find the likeliest next one of each."""

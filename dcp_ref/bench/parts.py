@@ -13,6 +13,7 @@ from dcp_ref.checkpoints.weights import Model
 from dcp_ref.config import Config
 from dcp_ref.native import kernels as native_kernels
 from dcp_ref.native.cache import NativeCache
+from dcp_ref.native.saving import export, restore
 from dcp_ref.runtime.precision import MATRICES, Packed
 
 KV_BYTES = {"float32": 4.0, "float16": 2.0, "int8": 1.0}  # bytes a number, without the scales of int8
@@ -39,7 +40,8 @@ class Attention:
         for layer in range(config.n_layer):
             q, k, v = self._qkv(rng, live)
             self.cache.step(layer, batch_of_one, q, k, v)
-        self.sequences += [self.cache.fork(self.sequences[0]) for _ in range(batch - 1)]
+        tokens = export(self.cache, self.sequences[0])
+        self.sequences += [restore(self.cache, tokens) for _ in range(batch - 1)]  # forks would share memory
         self.qkv = self._qkv(rng, batch)
         self.cache.reserve(self.sequences, [steps] * batch)
 

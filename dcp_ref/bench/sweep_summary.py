@@ -37,6 +37,13 @@ def _faster_from(points: Sequence[Point], share: float, base: str) -> int | None
     return first
 
 
+def break_even(pays: dict[str, dict[str, int | None]]) -> str:
+    """One sentence on `pays_from`: from which context on pruning pays, against a step without scores."""
+    found = [f"from {first['dense']} tokens on with {share} dropped" if first["dense"] else
+             f"at no length measured with {share} dropped" for share, first in pays.items()]
+    return f"On this machine pruning pays {', '.join(found)}."
+
+
 def columns(points: Sequence[Point]) -> dict[tuple[str, float], str]:
     """(rule, share wanted) and a title, in the order of the points."""
     return {(p.rule, p.share_wanted): "no scores" if p.rule == "dense" else f"{p.share_wanted:.0%} dropped"

@@ -11,7 +11,7 @@ from dcp_ref import __version__, native
 from dcp_ref.analysis.table import markdown
 from dcp_ref.bench.decoding import Point, random_model, sweep
 from dcp_ref.bench.parts import Attention, Linears, packed
-from dcp_ref.bench.sweep_summary import columns, pays_from, plot, point_at, scoring_share
+from dcp_ref.bench.sweep_summary import break_even, columns, pays_from, plot, point_at, scoring_share
 from dcp_ref.bench.timing import interleaved
 from dcp_ref.checkpoints import pictures
 from dcp_ref.checkpoints.weights import Model
@@ -110,6 +110,7 @@ def report(result: dict[str, Any]) -> str:
                  for base, n in first.items()]
         lines.append(f"A step with {share} dropped is faster {', '.join(found)}.")
     lines += [f"{name}: {rate:.1f}" for name, rate in result["parts"].items()]
+    lines.append(break_even(result["pays_from"]))
     return "\n\n".join([heading, *tables, "\n".join(lines)])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from dcp_ref.checkpoints import inputs, weights
 from dcp_ref.checkpoints.inputs import decoded
-from dcp_ref.cli import options, streams, trace
+from dcp_ref.cli import caches, options, streams, trace
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.generation import Row, make_rows, prompt_ids, step
 from dcp_ref.runtime.pins import prompt_pins
@@ -36,6 +36,10 @@ def add_options(p: argparse.ArgumentParser) -> None:
     add("--trace", metavar="FILE",
         help="also write who dropped whom, and why: a page (.html), or data (.json, .safetensors); several prompts get "
              "numbered files")
+    add("--save-cache", metavar="FILE", help="also write what was kept of the prompt, for --cache; takes one prompt")
+    add("--cache", metavar="FILE",
+        help="go on from what --save-cache wrote, with the same model, rule and storage: prompts are what follows its "
+             "text, which is not read again")
     options.add_pin(p)
     options.add_engine(p)
     options.add_json(p)
@@ -45,8 +49,12 @@ def run(args: argparse.Namespace) -> None:
     """Stream the texts to stdout, then a line of facts to stderr; or print one JSON object."""
     if args.trace:
         trace.check_suffix(args.trace)
+        if args.cache:
+            raise ValueError("--trace needs all of the text, and --cache has only what is left of it: give one of them")
     pin = _utf8("--pin", args.pin.encode("utf-8", "surrogateescape"))
     prompts = [(name, pin + text) for name, text in _prompts(args)]
+    if args.save_cache and len(prompts) > 1:
+        raise ValueError(f"--save-cache takes one prompt, not {len(prompts)}")
     stop = [unescaped(_utf8("--stop", text.encode("utf-8", "surrogateescape"))) for text in args.stop]
     sampling = Sampling(args.temperature, args.top_k, args.top_p)
     model = weights.load(args.model)
@@ -58,12 +66,17 @@ def run(args: argparse.Namespace) -> None:
         for row, (name, text) in zip(rows, prompts, strict=True):
             row.pinned = prompt_pins(pin, text, row.prompt, model.tokenizer, name)
     engine = options.engine(model, args)
+    if args.cache:
+        caches.restore(engine, rows, [name for name, _ in prompts], args.cache)
     output = _Output([text for _, text in prompts], rows, args.json)
-    began, held = time.monotonic(), (0, 0)
+    began, held = time.monotonic(), (0, 0, 0)
+    if args.save_cache:
+        caches.first_step(engine, rows[0], sampling, args.save_cache)
+        held = _held(engine, rows, held)
     try:
         output.update()
         while step(engine, rows, sampling):
-            held = _held(engine, rows, held[1])  # now: Ctrl-C would leave a step half done
+            held = _held(engine, rows, held)  # now: Ctrl-C would leave a step half done
             output.update()
     finally:
         for row in rows:
@@ -79,12 +92,12 @@ def unescaped(text: str) -> str:
     return re.sub(r"\\([ntr\\])", lambda found: meant[found[1]], text)
 
 
-def _held(engine: Engine, rows: list[Row], bytes_before: int) -> tuple[int, int]:
-    """The tokens that all layers hold (for a row that has ended: held at its end), and the cache's largest size so far.
-    """
+def _held(engine: Engine, rows: list[Row], before: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The tokens that all layers hold (of a row that has ended: held then), and the cache's largest size so far: as it
+    is, and as if sequences shared nothing."""
     stats = engine.stats()
-    size = max(stats.bytes_owned, *(row.bytes for row in rows))
-    return stats.live_tokens + sum(row.live for row in rows), max(bytes_before, size)
+    size = max(stats.bytes_owned, before[1], *(row.bytes for row in rows))
+    return stats.live_tokens + sum(row.live for row in rows), size, max(size, stats.bytes_logical, before[2])
 
 
 class _Output:
@@ -122,8 +135,8 @@ class _Output:
                 streams.say("dcp-ref", "a text ended because the model has no position left")
 
 
-def _facts(engine: Engine, held: tuple[int, int], rows: list[Row], seconds: float) -> dict[str, Any]:
-    live, size = held
+def _facts(engine: Engine, held: tuple[int, int, int], rows: list[Row], seconds: float) -> dict[str, Any]:
+    (live, size, logical), stats = held, engine.stats()
     new, seen = sum(len(row.ids) for row in rows), sum(row.seen for row in rows) * engine.config.n_layer
     return {
         "new_tokens": new,
@@ -134,6 +147,9 @@ def _facts(engine: Engine, held: tuple[int, int], rows: list[Row], seconds: floa
         "kept": round(live / max(seen, 1), 4),
         "layers": engine.config.n_layer,
         "cache_bytes": size,
+        "cache_bytes_logical": logical,
+        "cache_bytes_peak": stats.bytes_peak,
+        "dropped": stats.dropped,
         "backend": engine.backend,
         "policy": str(engine.policy),
     }

@@ -9,12 +9,14 @@ import numpy as np
 
 from dcp_ref.config import Config, float32_threshold
 from dcp_ref.native.extension import STORAGE, available, ffi, lib, missing, pointer, rows, strided
-from dcp_ref.native.memory import Batch, Memory, Pages, Sequence, check_page_slots
+from dcp_ref.native.memory import Batch, Memory, Pages, Sequence, c_batch, check_page_slots
 from dcp_ref.policies import BY_POSITION, Policy, for_model
 from dcp_ref.runtime import checks
-from dcp_ref.runtime.checks import Handles, Stats
+from dcp_ref.runtime.checks import Handles
+from dcp_ref.runtime.feeding import SPARE_BYTES, spared
 from dcp_ref.runtime.lock import ForkAwareLock, InterpreterEnds, locked
 from dcp_ref.runtime.precision import check_storage
+from dcp_ref.runtime.stats import Stats, by_reason
 
 
 class NativeCache:
@@ -35,6 +37,7 @@ class NativeCache:
         if self.policy.rule is not None:
             raise ValueError(f"policy {self.policy}: a rule of one's own decodes with KVCache; C cannot ask it")
         self.threshold = float32_threshold(threshold, self.policy.learned)
+        self.may_drop = checks.may_drop(config, self.policy)
         shape = ffi.new("dcp_shape *", {
             "layers": config.n_layer, "positions": config.n_positions, "heads": config.n_head,
             "head_dim": config.head_dim, "rank": self.policy.rank(config), "page_slots": self.page_slots,
@@ -42,6 +45,8 @@ class NativeCache:
         self.c = ffi.new("dcp_cache *")
         if lib.dcp_cache_init(self.c, shape, self._c_policy()) != lib.DCP_OK:
             raise MemoryError(f"no cache for {config}")
+        self._dropped = np.zeros((config.n_layer, lib.DCP_REASONS), np.uintp)
+        self.c.dropped = ffi.from_buffer("size_t[]", self._dropped)
         self.lock = ForkAwareLock("cache")
         self._pages = Pages(ffi.addressof(self.c, "pool"), max_bytes)
         self._sequences = Handles(operator.attrgetter("c.released"))  # of Sequence
@@ -63,17 +68,15 @@ class NativeCache:
     def fork(self, sequence: int) -> int:
         """A handle of a new sequence with the same tokens; what is fed to one does not reach the other.
 
-        Raises ValueError when the sequence is unknown, CacheFull past max_bytes, MemoryError; nothing has changed then.
+        The two share pages until one of them writes there. Raises ValueError when the sequence is unknown, MemoryError;
+        nothing has changed then.
         """
         handle = self.new_sequence()
         try:
-            child = self._sequences[handle].c
-            while True:
+            while True:  # a signal's handler may release the parent meanwhile: look again
                 parent = self._sequences[sequence].c
-                if lib.dcp_sequence_fork(self.c, child, parent) == lib.DCP_OK:
-                    break
-                self._pages.make_free(sum(parent.layer[layer].pages for layer in range(self.config.n_layer)))
-            return handle
+                if lib.dcp_sequence_fork(self.c, self._sequences[handle].c, parent) == lib.DCP_OK:
+                    return handle
         except BaseException:  # an interrupt too: nobody else would release the child
             self.release(handle)
             raise
@@ -109,12 +112,12 @@ class NativeCache:
     def batch(self, handles: list[int], counts: list[int], pinned: np.ndarray | None = None) -> Batch:
         """The sequences of a step, checked. Raises ValueError."""
         found = self._sequences.distinct(handles)
-        starts = [sequence.c.layer[0].seen for sequence in found]
-        checks.check_positions(self.config, handles, starts, counts)
-        pointers = ffi.new("dcp_sequence *[]", [sequence.c for sequence in found])
-        pinned = checks.check_pinned(pinned, sum(counts))
-        return Batch(handles, counts, starts, found, pointers, ffi.new("size_t[]", starts), ffi.new("size_t[]", counts),
-                     ffi.NULL if pinned is None else ffi.from_buffer("uint8_t[]", pinned))
+        checks.check_positions(self.config, handles, [sequence.c.layer[0].seen for sequence in found], counts)
+        return c_batch(handles, found, counts, checks.check_pinned(pinned, sum(counts)))
+
+    def make_free(self, pages: int) -> None:
+        """Have at least this number of free pages. Raises CacheFull or MemoryError."""
+        self._pages.make_free(pages)
 
     def room(self, batch: Batch, needed: int) -> np.ndarray:
         """Make pages free for the batch in all layers; returns at least `needed` bytes, for one call of C at a time.
@@ -124,8 +127,8 @@ class NativeCache:
         workspace = self._workspace
         if len(workspace) < needed:  # a little more: the next token needs a little more
             workspace = self._workspace = Memory(0).array((needed + needed // 8,), "uint8")
-        self._pages.make_free(lib.dcp_more_pages(
-            self.c, batch.c_sequences, batch.c_counts, len(batch.handles), 0, self.config.n_layer))
+        self.make_free(lib.dcp_more_pages(self.c, batch.c_sequences, batch.c_counts, len(batch.counts), 0,
+                                          self.config.n_layer, self.may_drop))
         return workspace
 
     @locked
@@ -150,12 +153,14 @@ class NativeCache:
             self.config.attention_scale(layer), x.beta, ffi.from_buffer("int32_t[]", x.inherited), len(x.inherited),
             batch.pinned))
         out, dropped = rows(n, self.config.n_embd), np.empty((sum(batch.starts) + n, 2), np.int32)
+        pairs: int
+        result, spare = (lambda: (out, dropped[:pairs].copy())), bytearray(SPARE_BYTES)
         pairs = lib.dcp_step(pointer(out), ffi.from_buffer("int32_t[]", dropped), self.c, step_input,
                              ffi.from_buffer(batch.workspace), len(batch.workspace))
         if pairs < 0:
             raise RuntimeError("the batch is no longer valid: a sequence has been fed or released since `reserve`, or "
                                "another batch has taken its room")
-        return out, dropped[:pairs].copy()
+        return spared(result, spare)
 
     def live_positions(self, sequence: int, layer: int) -> np.ndarray:  # -> int64 [N]
         """Positions of the live tokens, ascending."""
@@ -185,6 +190,6 @@ class NativeCache:
         """Totals over layers and sequences, and the bytes of working memory."""
         pool, layers = self.c.pool, range(self.config.n_layer)
         slots = [sequence.c.layer[layer] for sequence in self._sequences.all() for layer in layers]
-        page = self._pages.page_bytes
-        return Stats(sum(s.live for s in slots), sum(s.pages for s in slots) * self.page_slots,
-                     (pool.pages - pool.n_free) * page, pool.pages * page, len(self._workspace))
+        page, pages = self._pages.page_bytes, sum(s.pages for s in slots)
+        return Stats(sum(s.live for s in slots), pages * self.page_slots, (pool.pages - pool.n_free) * page,
+                     pool.pages * page, len(self._workspace), pages * page, pool.peak * page, by_reason(self._dropped))

@@ -1,5 +1,10 @@
-"""Tokens in, logits out, by csrc/decode.c: the twin of runtime/decoder.py. A feed is one call of C."""
+"""Tokens in, logits out, by csrc/decode.c: the twin of runtime/decoder.py.
 
+A feed is one call of C; near the bound of the cache it is several, each with a piece of the rows (runtime/feeding.py).
+"""
+
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,6 +13,9 @@ from dcp_ref.checkpoints.weights import Model
 from dcp_ref.native import kernels
 from dcp_ref.native.cache import NativeCache
 from dcp_ref.native.extension import ffi, lib
+from dcp_ref.native.memory import Batch, Drafts, c_batch
+from dcp_ref.runtime.checks import CacheFull
+from dcp_ref.runtime.feeding import SPARE_BYTES, Piece, in_pieces, spared
 from dcp_ref.runtime.lock import locked
 from dcp_ref.runtime.precision import Packed
 
@@ -48,24 +56,71 @@ class NativeDecoder:
         [N], marks the tokens that no layer drops.
         Raises ValueError, CacheFull or MemoryError; no sequence has changed then.
         """
-        cache, starts = self._cache, None
+        try:
+            self._decode(lambda: self._cache.batch(handles, counts, pinned), ids, wanted, out, drops)
+        except CacheFull as full:
+            self._in_pieces(full, handles, counts, ids, wanted, out, drops, pinned)
+
+    def _decode(self, look: Callable[[], Batch], ids: np.ndarray, wanted: np.ndarray, out: np.ndarray,
+                drops: list[np.ndarray] | None) -> None:
+        """One call of C for the batch that `look` returns. `drops` gets what leaves each layer."""
+        cache, starts, spare = self._cache, None, bytearray(SPARE_BYTES)
         c_ids, c_out = ffi.from_buffer("int64_t[]", ids), ffi.from_buffer("float[]", out[0])
-        all_rows = len(wanted) == len(ids)
         while True:
-            batch = cache.batch(handles, counts, pinned)
-            feed = ffi.new("dcp_feed *", (len(handles), batch.c_sequences, batch.c_counts, c_ids, all_rows))
+            batch = look()
+            feed = ffi.new("dcp_feed *", (
+                len(batch.counts), batch.c_sequences, batch.c_counts, c_ids, len(wanted) == len(ids)))
             feed.pinned = batch.pinned
-            record = None if drops is None else _Drops(feed, len(self._layers), sum(batch.starts) + len(ids))
+            keep: Callable[[], object] = bool
+            if drops is not None:
+                keep = partial(_Drops(feed, len(self._layers), sum(batch.starts) + len(ids)).add_to, drops)
             workspace = cache.room(batch, lib.dcp_decode_bytes(cache.c, self._model, feed))
             error = lib.dcp_decode(c_out, cache.c, self._model, feed, ffi.from_buffer(workspace), len(workspace))
             if not error:
-                break
+                if drops is not None:
+                    spared(keep, spare)
+                return
             # A signal's handler has released or fed a sequence meanwhile, or taken the room: look again.
             if error == lib.DCP_EINVAL and batch.starts == starts:
                 raise RuntimeError("a sequence is in the middle of a step: finish it layer by layer")
             starts = batch.starts
-        if drops is not None and record is not None:
-            drops += record.layers()
+
+    def _in_pieces(self, full: CacheFull, handles: list[int], counts: list[int], ids: np.ndarray, wanted: np.ndarray,
+                   out: np.ndarray, drops: list[np.ndarray] | None, pinned: np.ndarray | None) -> None:
+        """The same as `_decode`, in several calls of C that feed drafts, which the sequences then become all at once.
+
+        Raises `full` when no pieces fit.
+        """
+        cache, every = self._cache, len(wanted) == len(ids)
+        if not cache.may_drop:
+            raise full
+        while True:
+            batch, drafts = cache.batch(handles, counts, pinned), Drafts(cache.c)
+            parts, dropped, spare = list[list[np.ndarray]](), list[np.ndarray](), bytearray(SPARE_BYTES)
+            keep = bool if drops is None else partial(drops.extend, dropped)
+
+            def feed(piece: Piece, drafts=drafts, parts=parts) -> None:
+                sequences, (rows, place) = drafts.sequences[piece.first : piece.end], piece.wanted(every)
+                pins = None if pinned is None else pinned[piece.start : piece.stop]
+                found = None if drops is None else list[np.ndarray]()
+                self._decode(lambda: c_batch([], sequences, piece.counts, pins), ids[piece.start : piece.stop],
+                             rows, out[place], found)
+                parts.append([pairs + np.array([piece.start, 0], np.int32) for pairs in found or ()])
+
+            try:
+                drafts.fork(batch)
+                in_pieces(counts, feed)
+                dropped += map(np.concatenate, zip(*parts, strict=True))
+                if drafts.adopt(batch):
+                    spared(keep, spare)
+                    return
+                drafts.release()
+            except CacheFull:
+                drafts.release()
+                raise full from None
+            except BaseException:  # an interrupt too: nobody else would release them
+                drafts.release()
+                raise
 
 
 class _Drops:
@@ -76,5 +131,6 @@ class _Drops:
         feed.dropped, feed.room = ffi.from_buffer("int32_t[]", self._dropped), room
         feed.pairs = ffi.from_buffer("size_t[]", self._pairs)
 
-    def layers(self) -> list[np.ndarray]:
-        return [self._dropped[layer, :n] for layer, n in enumerate(self._pairs.tolist())]  # slices by ints are fastest
+    def add_to(self, layers: list[np.ndarray]) -> None:
+        """Append the array of each layer to the list: all of them, or none."""
+        layers += [self._dropped[layer, :n] for layer, n in enumerate(self._pairs.tolist())]  # fastest with ints

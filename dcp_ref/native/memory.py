@@ -1,4 +1,4 @@
-"""The memory that C works on: arrays side by side, sequences, those of a step, and the pages of a cache."""
+"""The memory that C works on: arrays side by side, the pages of a cache, sequences and drafts of them."""
 
 import contextlib
 import mmap
@@ -39,28 +39,6 @@ class Memory:
         return array.view(dtype).reshape(shape)
 
 
-class Sequence:
-    """A dcp_sequence in memory that Python owns: so no finalizer has to free it."""
-
-    def __init__(self, cache: Any) -> None:
-        self._memory = ffi.new("uint64_t[]", -(-lib.dcp_sequence_bytes(cache) // 8))
-        self.c = lib.dcp_sequence_init(cache, self._memory)
-
-
-class Batch(NamedTuple):
-    """The sequences of a step as C arrays. All layers of the step share one."""
-
-    handles: list[int]
-    counts: list[int]
-    starts: list[int]
-    sequences: list[Sequence]
-    c_sequences: Any  # dcp_sequence *[]
-    c_starts: Any  # size_t[]
-    c_counts: Any  # size_t[]
-    pinned: Any  # uint8_t[N], or NULL where no token is pinned
-    workspace: Any = None  # what `step` works in
-
-
 class Pages:
     """The pages of a cache in C, in chunks of the system's memory that live as long as this object.
 
@@ -94,6 +72,60 @@ class Pages:
             chunk = _map(wanted * self.page_bytes)
         self._kept.append(chunk)
         lib.dcp_pool_add(pool, chunk, wanted)  # refused if a signal's handler came between: make_free tries again
+
+
+class Sequence:
+    """A dcp_sequence in memory that Python owns: so no finalizer has to free it."""
+
+    def __init__(self, cache: Any) -> None:
+        self._memory = ffi.new("uint64_t[]", -(-lib.dcp_sequence_bytes(cache) // 8))
+        self.c = lib.dcp_sequence_init(cache, self._memory)
+
+
+class Batch(NamedTuple):
+    """The sequences of a step as C arrays. All layers of the step share one."""
+
+    handles: list[int]
+    counts: list[int]
+    starts: list[int]
+    sequences: list[Sequence]
+    c_sequences: Any  # dcp_sequence *[]
+    c_starts: Any  # size_t[]
+    c_counts: Any  # size_t[]
+    pinned: Any  # uint8_t[N], or NULL where no token is pinned
+    workspace: Any = None  # what `step` works in
+
+
+def c_batch(handles: list[int], sequences: list[Sequence], counts: list[int], pinned: np.ndarray | None) -> Batch:
+    """A batch of counts[b] tokens of each sequence; `pinned`, contiguous bool [N], marks those that are pinned."""
+    starts = [sequence.c.layer[0].seen for sequence in sequences]
+    return Batch(handles, counts, starts, sequences, ffi.new("dcp_sequence *[]", [s.c for s in sequences]),
+                 ffi.new("size_t[]", starts), ffi.new("size_t[]", counts),
+                 ffi.NULL if pinned is None else ffi.from_buffer("uint8_t[]", pinned))
+
+
+class Drafts:
+    """Forks of a batch's sequences, without handles: these become what the drafts are, all at once, or stay."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache, self.sequences = cache, list[Sequence]()
+
+    def fork(self, batch: Batch) -> None:
+        """Make a draft of each sequence. One that was released makes a draft that cannot be adopted."""
+        for sequence in batch.sequences:
+            self.sequences.append(Sequence(self._cache))  # first: `release` then knows it
+            lib.dcp_sequence_fork(self._cache, self.sequences[-1].c, sequence.c)
+
+    def adopt(self, batch: Batch) -> bool:
+        """Give the batch's sequences what the drafts are; False where one was fed or released since `fork`."""
+        drafts = ffi.new("dcp_sequence *[]", [draft.c for draft in self.sequences])
+        return lib.dcp_sequence_adopt(
+            self._cache, batch.c_sequences, drafts, batch.c_counts, len(self.sequences)) == lib.DCP_OK
+
+    def release(self) -> None:
+        """Give the drafts' pages up; does nothing for those that were adopted."""
+        for draft in self.sequences:
+            lib.dcp_sequence_release(self._cache, draft.c)
 
 
 def check_page_slots(page_slots: int) -> int:

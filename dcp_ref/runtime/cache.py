@@ -14,38 +14,21 @@ import itertools
 import math
 import operator
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from dcp_ref.config import Config, float32_threshold
 from dcp_ref.policies import Policy, for_model
-from dcp_ref.runtime.checks import (
-    Handles,
-    Stats,
-    StepInput,
-    check_bytes,
-    check_counts,
-    check_input,
-    check_layer,
-    check_max_bytes,
-    check_pinned,
-    check_positions,
-)
-from dcp_ref.runtime.live_tokens import Tokens, attend
+from dcp_ref.runtime import checks
+from dcp_ref.runtime.checks import Handles, StepInput
+from dcp_ref.runtime.feeding import Batch
+from dcp_ref.runtime.live_tokens import Tokens, attend, could_need, in_memory
 from dcp_ref.runtime.lock import ForkAwareLock
 from dcp_ref.runtime.precision import check_storage, stored
+from dcp_ref.runtime.stats import REASONS, Stats, besides, by_reason
 
-
-class Batch(NamedTuple):
-    """Sequences, and how many tokens each gets next: what `step` takes."""
-
-    handles: list[int]
-    layers: list[list[Tokens]]  # the sequences: one Tokens a layer
-    starts: list[int]
-    counts: list[int]
-    pinned: np.ndarray | None = None  # bool [N]: the tokens that are never dropped
-    draft: bool = False  # whether `layers` are copies
+LEARNED, INHERITED, STAYS = REASONS.index("learned"), REASONS.index("inherited"), -1
 
 
 class KVCache:
@@ -59,13 +42,16 @@ class KVCache:
 
     def __init__(self, config: Config, max_bytes: int | None = None, kv: str = "float32",
                  policy: Policy | None = None, threshold: float = 0.0) -> None:
-        self.config, self.max_bytes = config, check_max_bytes(max_bytes)
+        self.config, self.max_bytes = config, checks.check_max_bytes(max_bytes)
         self.kv, self.policy = check_storage("kv", kv), for_model(config, policy)
         self.threshold = float32_threshold(threshold, self.policy.learned)
         self.lock = ForkAwareLock("cache")
         self._sequences = Handles()  # each a list of one Tokens a layer
+        self.may_drop = checks.may_drop(config, self.policy)
         rank = self.policy.rank(config)
         self._empty = Tokens.empty(config.n_embd, rank)
+        self._dropped = np.zeros((config.n_layer, len(REASONS)), int)
+        self._peak = 0  # the most bytes owned so far, seen after each layer of a step
         self._token_bytes = 8 + 4 * (2 * config.n_embd + rank + 1)  # of one token in one layer
 
     def new_sequence(self) -> int:
@@ -75,10 +61,10 @@ class KVCache:
     def fork(self, sequence: int) -> int:
         """A handle of a new sequence with the same tokens; what is fed to one does not reach the other.
 
-        Raises ValueError when the sequence is unknown, CacheFull past max_bytes; nothing has changed then.
+        The two share arrays until one of them changes. Raises ValueError when the sequence is unknown; nothing has
+        changed then.
         """
         layers = self._sequences[sequence]
-        self._check_room(sum(len(tokens.position) for tokens in layers))
         child = self.new_sequence()
         try:
             self._sequences.replace([child], [self._sequences[child]], [list(layers)])
@@ -103,13 +89,16 @@ class KVCache:
         Raises ValueError (unknown or repeated sequence, too many tokens) or CacheFull; nothing has changed then.
         """
         handles = list(sequences)
-        counts = check_counts(counts, len(handles))
+        batch = self.batch(handles, checks.check_counts(counts, len(handles)), pinned)
+        self.check_room(batch)
+        return batch
+
+    def batch(self, handles: list[int], counts: list[int], pinned: np.ndarray | None = None) -> Batch:
+        """The sequences of a step, checked, but for room. Raises ValueError."""
         layers = self._sequences.distinct(handles)
         starts = [tokens[0].seen for tokens in layers]
-        check_positions(self.config, handles, starts, counts)
-        pinned = check_pinned(pinned, sum(counts))
-        self._check_room(sum(counts) * self.config.n_layer)
-        return Batch(handles, layers, starts, counts, pinned)
+        checks.check_positions(self.config, handles, starts, counts)
+        return Batch(handles, layers, starts, counts, checks.check_pinned(pinned, sum(counts)))
 
     def draft(self, batch: Batch) -> Batch:
         """The same batch with copies of its sequences: steps of it change nothing until `commit`."""
@@ -134,47 +123,55 @@ class KVCache:
         Raises TypeError or ValueError naming the argument, RuntimeError when the batch is no longer valid; nothing has
         changed then.
         """
-        layer, rows = check_layer(self.config, layer), sum(batch.counts)
-        x = check_input(self.config, self.policy, rows, q, k, v, q_int, k_int, beta, inherited)
+        layer, rows = checks.check_layer(self.config, layer), sum(batch.counts)
+        x = checks.check_input(self.config, self.policy, rows, q, k, v, q_int, k_int, beta, inherited)
         if not (batch.draft or self._current(batch)) or batch.starts != [layers[layer].seen for layers in batch.layers]:
             raise RuntimeError("the batch is no longer valid: a sequence has been fed or released since `reserve`")
         n_head, scale = self.config.n_head, self.config.attention_scale(layer)
         x = x._replace(k=stored(x.k, self.kv, n_head), v=stored(x.v, self.kv, n_head))
-        out, dropped, first, after = np.empty(x.q.shape, np.float32), [], 0, []
+        out, dropped, first, after, by = np.empty(x.q.shape, np.float32), [], 0, [], self._dropped[layer].copy()
         for layers, count in zip(batch.layers, batch.counts, strict=True):
             tokens = layers[layer]
             for row in range(first, first + count):
                 pinned = batch.pinned is not None and bool(batch.pinned[row])
-                tokens, gone, out[row] = self._decode(tokens, x, row, scale, pinned)
+                tokens, gone, why, out[row] = self._decode(tokens, x, row, scale, pinned)
                 dropped += [(row, position) for position in gone]
+                by += np.bincount(why, minlength=len(REASONS))
             after.append(tokens)
             first += count
         result = out, np.array(dropped, np.int32).reshape(-1, 2)
+        held = [[*layers[:layer], tokens, *layers[layer + 1 :]]
+                for layers, tokens in zip(batch.layers, after, strict=True)]
+        others = self._sequences.all_but(batch.handles)
+        self._peak = max(self._peak, in_memory([*others, *held]) * self._token_bytes)
         any(map(operator.setitem, batch.layers, itertools.repeat(layer), after))  # in C: no interrupt comes in between
+        self._dropped[layer] = by
         return result
 
     def _decode(self, tokens: Tokens, x: StepInput, row: int, scale: float, pinned: bool
-                ) -> tuple[Tokens, np.ndarray, np.ndarray]:
-        """The next token i of a sequence in a layer: the tokens then, the positions that left, attention's output."""
+                ) -> tuple[Tokens, np.ndarray, np.ndarray, np.ndarray]:
+        """The next token i of a sequence in a layer: the tokens then, the positions that left and why, the output."""
         i, position = tokens.seen, tokens.position
-        gone = np.isin(position, x.inherited[x.inherited[:, 0] == row, 1])  # (0)
+        why = np.where(np.isin(position, x.inherited[x.inherited[:, 0] == row, 1]), INHERITED, STAYS)  # (0)
         s: Any = None
         if tokens.k_int.shape[1]:
             s = tokens.k_int @ x.q_int[row] / math.sqrt(tokens.k_int.shape[1]) + x.beta  # (1)
         if self.policy.learned:
             recent = i - position <= self.config.int_delay
-            gone |= ~(s > self.threshold) & ~recent  # (2); a tie or a NaN drops
-        gone &= ~tokens.pinned
-        left = np.flatnonzero(~gone)  # what the other rules choose among
-        gone[left] = self.policy.drops(i, position[left], tokens.attention[left], tokens.pinned[left],
-                                       None if s is None else s[left], self.config.int_delay)
+            why[~(s > self.threshold) & ~recent & (why == STAYS)] = LEARNED  # (2); a tie or a NaN drops
+        why[tokens.pinned] = STAYS
+        left = np.flatnonzero(why == STAYS)  # what the other rules choose among
+        chosen = self.policy.drops(i, position[left], tokens.attention[left], tokens.pinned[left],
+                                   None if s is None else s[left], self.config.int_delay)
+        why[left[chosen]] = REASONS.index(besides(self.policy))
+        gone = why != STAYS
         tokens = tokens.without(gone).insert(x.k[row], x.v[row], x.k_int[row], pinned)  # (3)
         out, weights = attend(x.q[row], tokens.k, tokens.v, self.config.n_head, scale)  # (4)
-        return tokens._replace(attention=tokens.attention + weights), position[gone], out
+        return tokens._replace(attention=tokens.attention + weights), position[gone], why[gone], out
 
     def live_positions(self, sequence: int, layer: int) -> np.ndarray:  # -> int64 [N]
         """Positions of the live tokens, ascending."""
-        layer = check_layer(self.config, layer)
+        layer = checks.check_layer(self.config, layer)
         return self._sequences[sequence][layer].position.copy()
 
     def live_counts(self, sequences: Iterable[int]) -> np.ndarray:  # B of them -> int64 [L, B]
@@ -185,8 +182,10 @@ class KVCache:
 
     def stats(self) -> Stats:
         """Totals over layers and sequences; a token is its own slot."""
-        live = sum(len(tokens.position) for layers in self._sequences.all() for tokens in layers)
-        return Stats(live, live, live * self._token_bytes, live * self._token_bytes)
+        sequences, size = self._sequences.all(), self._token_bytes
+        live, owned = sum(len(tokens.position) for layers in sequences for tokens in layers), in_memory(sequences)
+        return Stats(live, live, owned * size, owned * size, 0, live * size, max(self._peak, owned * size),
+                     by_reason(self._dropped))
 
     def _current(self, batch: Batch) -> bool:
         """Whether every sequence is the one that was reserved."""
@@ -195,6 +194,7 @@ class KVCache:
         except ValueError:
             return False
 
-    def _check_room(self, more: int) -> None:
-        """Raises CacheFull when this number of tokens more, each in one layer, could pass the bound."""
-        check_bytes(self.stats().bytes_owned + more * self._token_bytes, self.max_bytes)
+    def check_room(self, batch: Batch, draft: Batch | None = None) -> None:
+        """Raises CacheFull when the tokens of the batch may not fit beside all others and a draft."""
+        sequences = [*self._sequences.all(), *(draft.layers if draft else [])]
+        checks.check_bytes(could_need(sequences, batch.layers, batch.counts) * self._token_bytes, self.max_bytes)

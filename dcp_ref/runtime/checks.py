@@ -1,4 +1,4 @@
-"""Shared by both caches: sequences under handles, statistics, and checks of arguments.
+"""Shared by both caches: sequences under handles, and checks of arguments.
 
 A check names the culprit, before anything is changed.
 """
@@ -18,19 +18,6 @@ NOTHING = np.zeros((0, 2), np.int32)  # pairs (row, position)
 
 class CacheFull(MemoryError):
     """A cache would need more bytes than its bound. It is as it was before the call."""
-
-
-class Stats(NamedTuple):
-    """Totals over layers and sequences.
-
-    bytes_reserved includes free pages; bytes_scratch is working memory, sized for the largest step so far.
-    """
-
-    live_tokens: int
-    slots: int
-    bytes_owned: int
-    bytes_reserved: int
-    bytes_scratch: int = 0
 
 
 class Handles:
@@ -79,6 +66,11 @@ class Handles:
         """All sequences."""
         return list(self._sequences.values())
 
+    def all_but(self, handles: list[int]) -> list[Any]:
+        """All sequences but those of these handles."""
+        without = set(map(int, handles))
+        return [sequence for handle, sequence in self._sequences.items() if handle not in without]
+
     def distinct(self, handles: list[int]) -> list[Any]:
         """The sequences of these handles. Raises ValueError, naming an unknown, released or repeated one."""
         found = []
@@ -122,6 +114,11 @@ def check_input(config: Config, policy: Policy, rows: int, q, k, v, q_int, k_int
     return StepInput(_floats("q", q, wide), _floats("k", k, wide), _floats("v", v, wide),
                      _floats("q_int", q_int, narrow), _floats("k_int", k_int, narrow), float(beta),
                      _inherited(inherited, rows))
+
+
+def may_drop(config: Config, policy: Policy) -> bool:
+    """Whether a step can drop anything: by a rule, or because the layer before did."""
+    return policy.learned or policy.window is not None or policy.rule is not None or config.propagate_in_depth
 
 
 def check_counts(counts: Iterable[int], n_sequences: int) -> list[int]:

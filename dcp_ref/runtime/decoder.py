@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 
 from dcp_ref.checkpoints.weights import Model
+from dcp_ref.runtime.checks import CacheFull
+from dcp_ref.runtime.feeding import SPARE_BYTES, Piece, in_pieces, spared
 from dcp_ref.runtime.lock import locked
 from dcp_ref.runtime.precision import Packed
 
@@ -27,14 +29,41 @@ class Decoder:
         the tokens that no layer drops.
         Raises ValueError, CacheFull or MemoryError; no sequence has changed then.
         """
-        committed = False
+        committed, dropped, spare = False, list[np.ndarray](), bytearray(SPARE_BYTES)
+        keep = (lambda: drops.extend(dropped)) if drops is not None else bool
         while not committed:
-            batch = self._cache.reserve(handles, counts, pinned)
+            batch = self._cache.batch(handles, counts, pinned)
             draft = self._cache.draft(batch)
-            out[...], dropped = self.walk(draft, ids, wanted)
+            dropped = self._fill(batch, draft, ids, wanted, out)
             committed = self._cache.commit(batch, draft)
         if drops is not None:
-            drops += dropped
+            spared(keep, spare)
+
+    def _fill(self, batch: Any, draft: Any, ids: np.ndarray, wanted: np.ndarray, out: np.ndarray) -> list[np.ndarray]:
+        """Feeds the draft: at once if there is room, else in pieces. Returns what each layer dropped."""
+        cache, every = self._cache, len(wanted) == len(ids)
+        try:
+            cache.check_room(batch)
+            out[...], dropped = self.walk(draft, ids, wanted)
+            return dropped
+        except CacheFull as full:
+            if not cache.may_drop:
+                raise
+            found: list[list[np.ndarray]] = [[] for _ in self.weights.layers]
+
+            def feed(piece: Piece) -> None:
+                part = piece.of(draft)
+                cache.check_room(part, draft)
+                rows, place = piece.wanted(every)
+                out[place], dropped = self.walk(part, ids[piece.start : piece.stop], rows)
+                for layer, pairs in zip(found, dropped, strict=True):
+                    layer.append(pairs + np.array([piece.start, 0], np.int32))
+
+            try:
+                in_pieces(batch.counts, feed)
+            except CacheFull:
+                raise full from None
+            return [np.concatenate(layer) for layer in found]
 
     def walk(self, batch: Any, ids: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         # int64 [N], [wanted] -> [wanted, V]

@@ -4,6 +4,7 @@ import math
 import operator
 import warnings
 from collections.abc import Iterable
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,12 @@ import numpy as np
 from dcp_ref.checkpoints.weights import Model
 from dcp_ref.config import check_threshold
 from dcp_ref.policies import Policy, for_model
-from dcp_ref.runtime import kernels
+from dcp_ref.runtime import kernels, saving
 from dcp_ref.runtime.cache import KVCache
-from dcp_ref.runtime.checks import Stats
 from dcp_ref.runtime.decoder import Decoder
 from dcp_ref.runtime.pins import pinned_rows
 from dcp_ref.runtime.precision import check_storage
+from dcp_ref.runtime.stats import Stats
 
 BACKENDS = ("native", "numpy")
 
@@ -51,15 +52,17 @@ class Engine:
                                    "threshold": self.threshold}
         self._cache: Any
         self._decoder: Any
+        self._saving: Any = saving
         if self.backend == "native":
             from dcp_ref.native import kernels as native_kernels
+            from dcp_ref.native import saving as native_saving
             from dcp_ref.native.cache import NativeCache
             from dcp_ref.native.decoder import NativeDecoder
 
             self._rows = native_kernels.rows
             if self.policy.rule is None:
                 self._cache = NativeCache(self.config, threads=threads or 0, **options)
-                self._decoder = NativeDecoder(model, self._cache, weights)
+                self._decoder, self._saving = NativeDecoder(model, self._cache, weights), native_saving
             else:
                 self._cache = KVCache(self.config, **options)
                 self._decoder = Decoder(model, native_kernels, self._cache, weights, threads or 0)
@@ -74,9 +77,36 @@ class Engine:
     def fork(self, sequence: int) -> int:
         """A handle of a new sequence with the same tokens, to be continued another way; the parent never changes.
 
-        Raises ValueError when it is unknown, CacheFull past max_cache_bytes, MemoryError; nothing has changed then.
+        The two share memory until they differ. Raises ValueError when it is unknown, MemoryError; nothing has changed
+        then.
         """
         return self._cache.fork(sequence)
+
+    def save(self, sequence: int, path: str | PathLike[str]) -> None:
+        """Write a sequence to a file for `restore`; an older one is replaced whole, or not at all.
+
+        Raises ValueError when the sequence is unknown or was released, OSError.
+        """
+        saving.write(path, self._saving.export(self._cache, sequence), self._owner())
+
+    def restore(self, path: str | PathLike[str]) -> int:
+        """A handle of a new sequence with the tokens that `save` wrote: it goes on as the saved one would, to the bit.
+
+        Raises ValueError, naming what differs, when the file was saved by an engine with another model, policy,
+        threshold, storage, backend or version of the package, or is damaged; CacheFull past max_cache_bytes,
+        MemoryError. Nothing has changed then. Of a rule of one's own, only the names are compared.
+        """
+        saved = saving.read(path, self._owner(), self._cache, self._saving.fields)
+        return self._saving.restore(self._cache, saved)
+
+    def _owner(self) -> dict[str, Any]:
+        """What saved tokens belong to."""
+        return saving.owner(self.config, self.policy, self._decoder.weights.sha256, backend=self.backend,
+                            threshold=float(self.threshold), weights_storage=self.weights, kv=self.kv)
+
+    def length(self, sequence: int) -> int:
+        """How many tokens the sequence has been fed, dropped ones included."""
+        return self._cache.length(sequence)
 
     def trim(self) -> None:
         """Give free pages and working memory back to the operating system: no sequence needs them."""

@@ -127,24 +127,33 @@ def step(engine: Engine, rows: list[Row], sampling: Sampling) -> bool:
     running = [row for row in rows if row.stop_reason is None]
     if not running:
         return False
+    accept(engine, running, read(engine, running), sampling)
+    return True
+
+
+def read(engine: Engine, rows: list[Row]) -> list[np.ndarray]:
+    """Feed each row the tokens that it has not fed yet, pinned as it says; returns its logits."""
     sequences = []
-    for row in running:
+    for row in rows:
         if row.sequence is None:
             row.sequence = engine.new_sequence()
         sequences.append(row.sequence)
-    drops: list[np.ndarray] | None = None if running[0].dropped is None else []  # all rows are traced, or none is
-    pinned: list[Any] | None = None
-    if any(row.seen == 0 and row.pinned is not None for row in running):
-        pinned = [False if row.seen or row.pinned is None else row.pinned for row in running]
-    logits = engine.feed(sequences, [row.pending for row in running], drops=drops, pinned=pinned)
+    drops: list[np.ndarray] | None = None if rows[0].dropped is None else []  # all rows are traced, or none is
+    pinning = [row for row in rows if row.pinned is not None and row.pending is row.prompt]
+    pinned: list[Any] | None = [row.pinned if row in pinning else False for row in rows] if pinning else None
+    logits = engine.feed(sequences, [row.pending for row in rows], drops=drops, pinned=pinned)
     if drops is not None:
-        _keep(running, drops)
-    for row, x in zip(running, logits, strict=True):
+        _keep(rows, drops)
+    return logits
+
+
+def accept(engine: Engine, rows: list[Row], logits: list[np.ndarray], sampling: Sampling) -> None:
+    """Draw the next token of each row from the logits of `read`. A row that ends is released."""
+    for row, x in zip(rows, logits, strict=True):
         x[row.undrawable] = -np.inf
         row.accept(sampling.draw(x, row.rng))
         if row.stop_reason is not None:
             row.release(engine)
-    return True
 
 
 class Dropped(NamedTuple):

@@ -1,5 +1,6 @@
 """The live tokens of one sequence in one layer, and attention over them: what KVCache is made of."""
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -47,3 +48,20 @@ def attend(q, k, v, n_head, scale):  # [C], [N, C], [N, C] -> [C], [N]
     q, k, v = (split_heads(x, n_head) for x in (q[None], k, v))
     p, _ = softmax(q @ k.swapaxes(-1, -2) * scale)
     return merge_heads(p @ v)[0], p.sum(0)[0]
+
+
+def in_memory(sequences: list[list[Tokens]]) -> int:
+    """How many tokens are in memory: those that sequences share count once."""
+    found = {id(tokens): len(tokens.position) for layers in sequences for tokens in layers}
+    return sum(found.values())
+
+
+def could_need(sequences: list[list[Tokens]], fed: list[list[Tokens]], counts: list[int]) -> int:
+    """How many tokens can be in memory when counts[b] more come to each of `fed`, which are among the sequences.
+
+    Tokens that sequences share are copied when one of these changes.
+    """
+    owners = Counter(id(tokens) for layers in sequences for tokens in layers)
+    return in_memory(sequences) + sum(
+        count + (owners[id(tokens)] > 1) * len(tokens.position)
+        for layers, count in zip(fed, counts, strict=True) if count for tokens in layers)

@@ -15,7 +15,9 @@ In a group with a NaN or an infinity, m and the scale are NaN or inf; n = 0 wher
 NaN.
 """
 
+import hashlib
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -115,3 +117,17 @@ class Packed:
                 w = np.concatenate([params[f"{h}attn.q_int.weight"], params[f"{h}attn.k_int.weight"]], axis=1)
                 own["attn.interaction"] = pack(f"{h}attn.q_int.weight", w, storage="float32")
             self.layers.append(own)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the packed weights, in hexadecimal digits."""
+        digest = hashlib.sha256()
+        named = {"wte": self.wte, "head": self.head, "wpe": self.wpe, "ln_f.0": self.ln_f[0], "ln_f.1": self.ln_f[1]}
+        named |= {f"{n}.{name}": x for n, layer in enumerate(self.layers) for name, x in layer.items()}
+        for name, x in named.items():
+            parts = [getattr(x, part, None) for part in ("panels", "w", "scale", "bias")]  # of a matrix of either kind
+            for array in [x, *parts]:
+                if isinstance(array, np.ndarray):
+                    digest.update(f"{name} {array.dtype} {array.shape}".encode())
+                    digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()

@@ -33,8 +33,8 @@ class TakesTheFirstBeta(SlotCache):
     meant = "layers"
 
     def rows(self, layer: int, batch: list[tuple[int, int]], q, k, v, q_int, k_int, beta: float, inherited):
-        self.betas = [*getattr(self, "betas", []), beta] if layer == 0 else self.betas
-        return super().rows(layer, batch, q, k, v, q_int, k_int, self.betas[-1], inherited)
+        self.first_beta: float = beta if layer == 0 else self.first_beta
+        return super().rows(layer, batch, q, k, v, q_int, k_int, self.first_beta, inherited)
 
 
 class JudgesPromptsByTheLastRow(SlotCache):

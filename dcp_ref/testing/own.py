@@ -6,15 +6,18 @@ import numpy as np
 
 from dcp_ref.config import Config
 from dcp_ref.policies import Policy
+from dcp_ref.runtime import saving
 from dcp_ref.runtime.cache import KVCache
+from dcp_ref.runtime.saving import Saved
 from dcp_ref.testing.running import FEATURES
 
 
 class OwnNumpy:
     """KVCache. It reserves room for all layers of a step at once, so layer 0 is where a step begins."""
 
-    supports = frozenset(FEATURES) - {"save"}
+    supports = frozenset(FEATURES)
     page_slots: int | None = None
+    saving: Any = saving
 
     def __init__(self, cache: Any) -> None:
         self.cache, self.batch = cache, None
@@ -31,6 +34,14 @@ class OwnNumpy:
     def fork(self, handle: int) -> int:
         """A sequence of its own with the same tokens."""
         return self.cache.fork(handle)
+
+    def save(self, handle: int) -> Saved:
+        """What a file would hold of the sequence."""
+        return self.saving.export(self.cache, handle)
+
+    def restore(self, state: Saved) -> int:
+        """A sequence made from what was saved."""
+        return self.saving.restore(self.cache, state)
 
     def release(self, handle: int) -> None:
         """The sequence is no longer used."""
@@ -60,6 +71,8 @@ class OwnNative(OwnNumpy):
     @classmethod
     def make(cls, config: Config, policy: Policy, threshold: float = 0.0, kv: str = "float32") -> "OwnNative":
         """A new cache. Raises RuntimeError where the extension is not built."""
+        from dcp_ref.native import saving
         from dcp_ref.native.cache import NativeCache
 
+        cls.saving = saving
         return cls(NativeCache(config, cls.page_slots, policy=policy, threshold=threshold, kv=kv))

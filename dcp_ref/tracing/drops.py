@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dcp_ref.config import float32_threshold
-from dcp_ref.policies import Policy
+from dcp_ref.runtime.stats import REASONS as REASONS  # what `reason` counts in
+from dcp_ref.runtime.stats import besides
 
 if TYPE_CHECKING:
     from dcp_ref.tracing.record import Trace
-
-REASONS = ("learned", "inherited", "window", "heavy", "budget", "rule")
 
 
 class Drops(NamedTuple):
@@ -35,7 +34,7 @@ def drops_of(trace: "Trace") -> Drops:
     layer, position, by = rows_that_dropped(trace.lifetime)
     threshold = np.float32(float32_threshold(trace.threshold, trace.policy.learned))
     score = np.full(len(by), np.nan, np.float32)
-    reason = np.full(len(by), REASONS.index(_besides(trace.policy)), np.int8)
+    reason = np.full(len(by), REASONS.index(besides(trace.policy)), np.int8)
     if trace.policy.learned:
         score = scores_of_pairs(trace, layer, by, position)
         # Alone, nothing but the threshold can have decided, whatever rounding does to a score.
@@ -48,11 +47,6 @@ def drops_of(trace: "Trace") -> Drops:
     with np.errstate(over="ignore"):
         margin = score - threshold
     return Drops(layer, position, by, score, margin, reason)
-
-
-def _besides(policy: Policy) -> str:
-    """The rule, besides the threshold, by which a policy drops."""
-    return "rule" if policy.rule else "budget" if policy.budget else "heavy" if policy.heavy else "window"
 
 
 def left_of(lifetime: np.ndarray) -> np.ndarray:  # [L, T] -> int64 [L, T]

@@ -17,8 +17,7 @@ enum { LAYERS, POSITIONS, HEADS, HEAD_DIM, RANK, INNER, VOCABULARY, ACTIVATION, 
 
 static void need(int good, const char *what)
 {
-    if (!good)
-        errx(1, "%s", what);
+    if (!good) errx(1, "%s", what);
 }
 
 /* Zeros from the system, aligned to its pages. */
@@ -83,7 +82,7 @@ static int64_t feed(dcp_cache *cache, const dcp_model *model, dcp_sequence *sequ
     size_t best = 0, bytes = dcp_decode_bytes(cache, model, &next), V = model->head.n_out;
     float *logits = memory(V * sizeof *logits);
     void *workspace = memory(bytes);
-    dcp_pool_grow(&cache->pool, dcp_more_pages(cache, &sequence, &count, 1, 0, cache->shape.layers));
+    dcp_pool_grow(&cache->pool, dcp_more_pages(cache, &sequence, &count, 1, 0, cache->shape.layers, 1));
     need(dcp_decode(logits, cache, model, &next, workspace, bytes) == DCP_OK, "no such id, or too many tokens");
     for (size_t i = 1; i < V; i++)
         best = logits[i] > logits[best] ? i : best;

@@ -11,7 +11,7 @@ from cli_tools import assert_refused, call
 from dcp_ref import Config, Engine, native, policies
 from dcp_ref.bench.decoding import Decoding, Point, calibrated, random_model, random_prompt
 from dcp_ref.bench.parts import Attention, Linears, kv_bytes, packed, peak_rss
-from dcp_ref.bench.sweep_summary import pays_from, scoring_share
+from dcp_ref.bench.sweep_summary import break_even, pays_from, scoring_share
 from dcp_ref.bench.timing import interleaved
 from dcp_ref.cli import bench
 
@@ -128,5 +128,7 @@ def test_where_pruning_pays():
 
     found = points((1, 8, 10, 7), (2, 8, 10, 9), (3, 8, 10, 7))
     assert pays_from(found) == {"80%": {"learned": 1, "dense": 3}}
+    assert break_even({"50%": {"learned": 64, "dense": None}, "80%": {"learned": 64, "dense": 256}}) == (
+        "On this machine pruning pays at no length measured with 50% dropped, from 256 tokens on with 80% dropped.")
     assert pays_from(points((1, 8, 10, 7), (2, 8, 10, 11))) == {"80%": {"learned": None, "dense": None}}
     assert scoring_share(found, 2) == pytest.approx(0.2)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
+from safetensors.numpy import load, save
 from task_tools import ITEMS
 from tokenizers_of_all_kinds import KINDS
 
@@ -24,6 +25,7 @@ import dcp_ref
 from dcp_ref.analysis.tasks import read_questions
 from dcp_ref.checkpoints import weights
 from dcp_ref.checkpoints.tokenizer import Tokenizer
+from dcp_ref.runtime import saving
 from dcp_ref.training.data import read_documents
 
 CONFIG = dcp_ref.Config(vocab_size=11, n_positions=6, n_embd=4, n_layer=2, n_head=2, int_n_embd=2, eos_token_id=None)
@@ -92,6 +94,7 @@ CHECKPOINT = written(lambda directory: weights.save(MODEL, directory)) | {
     "generation_config.json": b'{"eos_token_id": [1, 2]}',
     "tokenizer_config.json": b'{"eos_token": "</s>", "add_bos_token": false}'}
 OLDER = written(older_files)
+ENGINE = dcp_ref.Engine(MODEL, "numpy")
 TRACE = dcp_ref.trace(MODEL, [1, 2, 3, 4, 5], backend="numpy", scores=True)
 
 
@@ -128,6 +131,45 @@ def traces(data: bytes, directory: Path) -> None:
     trace = dcp_ref.tracing.load(directory / "trace")
     str(trace)
     trace.to_html()
+
+
+def _save(directory: Path) -> None:
+    for name, tokens in (("none", []), ("some", [1, 2, 3, 4])):
+        sequence = ENGINE.new_sequence()
+        if tokens:
+            ENGINE.feed([sequence], [tokens], pinned=[[False, True, False, False]])
+        ENGINE.save(sequence, directory / name)
+
+
+SAVED = list(written(_save).values())
+
+
+@target(lambda: SAVED)
+def saved(data: bytes, directory: Path) -> None:
+    """As it is; and, where it can be read at all, with the digest of what it holds now."""
+    file = directory / "saved"
+    file.write_bytes(data)
+    try:
+        sequence = ENGINE.restore(file)
+    except ValueError as error:
+        if str(file) not in str(error) or not _sealed(file, data):
+            raise
+        sequence = ENGINE.restore(file)
+    if ENGINE.length(sequence) < CONFIG.n_positions:
+        ENGINE.feed([sequence], [[1]])
+    ENGINE.release(sequence)
+
+
+def _sealed(file: Path, data: bytes) -> bool:
+    """Whether the file can be given the digest of its tensors and header."""
+    try:
+        metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        tensors = load(data)
+        metadata["sha256"] = saving._digest(metadata["cache"], tensors)
+        file.write_bytes(save(tensors, metadata=metadata))
+        return True
+    except Exception:  # so nobody could have read it
+        return False
 
 
 @target(lambda: [b"0One.<|endoftext|>\nTwo.\r\n", "0\ufeffThree".encode(), b"1" + lzma.compress(b"text"), b"1"])

@@ -116,6 +116,35 @@ def test_a_sequence(weights, kv, policy):
             assert now == live
 
 
+@pytest.mark.parametrize("kv", STORAGES)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_forks_that_share_pages(policy, kv):
+    """Fed side by side by several threads, each is as if alone: forks, forks of these, and a parent or none."""
+    texts = np.random.default_rng(2).integers(0, 300, (7, 50))
+
+    def alone(text):
+        engine = Engine(MODEL, "native", policy=POLICIES[policy], kv=kv, threads=1)
+        sequence = engine.new_sequence()
+        engine.feed([sequence], [TEXT[:70]])
+        return [engine.feed([sequence], [text[i : i + 2]])[0] for i in range(0, 50, 2)]
+
+    expected = [alone(text) for text in texts]
+    with omp_threads(4):
+        engine = Engine(MODEL, "native", policy=POLICIES[policy], kv=kv, threads=4)
+        handles = [engine.new_sequence()]
+        engine.feed(handles, [TEXT[:70]])
+        handles += [engine.fork(handles[0]) for _ in range(4)]
+        for i in range(25):
+            if i == 3:
+                engine.release(handles.pop(0))  # the parent: the others own what it had
+                texts, expected = texts[1:], expected[1:]
+            rows = engine.feed(handles, [text[2 * i : 2 * i + 2] for text in texts[: len(handles)]])
+            BITS(rows, [row[i] for row in expected[: len(handles)]])
+            if i == 9:  # the last two go on as the first one does
+                texts[4:], expected[4:] = texts[:1], 2 * expected[:1]
+                handles += [engine.fork(handles[0]) for _ in range(2)]
+
+
 @settings(max_examples=10)
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 60), min_size=2, max_size=5).filter(lambda c: sum(c) <= 120),
        st.sampled_from(STORAGES))

@@ -14,8 +14,9 @@ from cache_tools import areas, poison
 from dcp_ref import native
 from dcp_ref.config import Config
 from dcp_ref.native import extension, memory
-from dcp_ref.native.cache import NativeCache, Sequence
+from dcp_ref.native.cache import NativeCache
 from dcp_ref.native.extension import ffi, lib
+from dcp_ref.native.memory import Sequence
 from dcp_ref.policies import window
 from dcp_ref.runtime.cache import KVCache
 from dcp_ref.runtime.precision import STORAGES, stored
@@ -236,9 +237,14 @@ def test_a_fork_without_free_pages():
     sequence, row = cache.new_sequence(), np.ones((1, 64), np.float32)
     cache.step(0, cache.reserve([sequence], [1]), row, row, row)
     child = Sequence(cache.c)
-    assert lib.dcp_sequence_fork(cache.c, child.c, cache._sequences[sequence].c) == lib.DCP_ENOROOM
-    assert child.c.layer[0].pages == 0 and cache.stats().bytes_reserved == cache._pages.page_bytes
-    cache.fork(sequence)
+    parent, other = cache._sequences[sequence].c, Sequence(cache.c)
+    assert lib.dcp_sequence_fork(cache.c, child.c, parent) == lib.DCP_OK
+    assert child.c.layer[0].pages == 1 and cache.stats().bytes_reserved == cache._pages.page_bytes
+    assert lib.dcp_sequence_fork(cache.c, child.c, parent) == lib.DCP_EINVAL  # it has tokens
+    cache.release(sequence)
+    assert lib.dcp_sequence_fork(cache.c, other.c, parent) == lib.DCP_EINVAL and cache.c.pool.n_free == 0
+    lib.dcp_sequence_release(cache.c, child.c)
+    assert cache.c.pool.n_free == 1
 
 
 @built
@@ -256,7 +262,7 @@ def test_poison_reaches_every_dead_slot_and_no_live_one():
                        (pool.idle[pool.n_spare], [True, True])):
         keys, rest, values = (area.view(np.float32) for area in areas(cache, page))
         values = values[: 2 * 2 * 32].reshape(2, 2, 32).swapaxes(1, 2).reshape(-1, 2)[[0, 1, 32, 33]]  # two heads
-        for lanes in (keys.reshape(-1, 32)[:, :2], rest.reshape(-1, 32)[:, :2], values):  # two slots
+        for lanes in (keys.reshape(-1, 32)[:, :2], rest.reshape(-1, 32)[1:, :2], values):  # two slots
             assert np.isnan(lanes).all(axis=0).tolist() == np.isnan(lanes).any(axis=0).tolist() == dead
 
 

@@ -83,6 +83,16 @@ class Slots(RuleBasedStateMachine):
         self.give(page)
         assert self.free()[-1] == page
 
+    @precondition(lambda self: self.detached)
+    @rule(more=st.integers(1, 3))
+    def share_a_detached_page(self, more):
+        """All owners but one give it up: it is not free yet."""
+        free, owners = self.free(), self.owners(self.detached[-1])
+        owners[0] += more
+        for _ in range(more):
+            self.give(self.detached[-1])
+        assert self.free() == free and owners[0] == 1
+
     @rule(extra=st.integers(0, 3))
     def grow(self, extra):
         n_free, before, fits = self.pool.n_free + extra, self.pool.pages, extra <= self.pool.n_spare
@@ -127,6 +137,7 @@ class Slots(RuleBasedStateMachine):
         assert {p * n + bit for p in range(slots.pages) for bit in range(32)
                 if slots.bitmap[p] >> bit & 1} == self.live
         assert pool.pages == pool.n_free + slots.pages + len(self.detached)
+        assert {self.owners(page)[0] for page in self.owned + self.detached} <= {1}
 
     @invariant()
     def every_page_is_somewhere_once(self):
@@ -146,6 +157,9 @@ class Slots(RuleBasedStateMachine):
     def make_free(self, pages):
         while lib.dcp_pool_grow(self.pool, pages) != lib.DCP_OK:
             self.add()
+
+    def owners(self, page):
+        return ffi.cast("uint32_t *", page[lib.DCP_REST])
 
     def give(self, page):
         lib.dcp_page_free(self.pool, {"area": [ffi.cast("unsigned char *", area) for area in page]})

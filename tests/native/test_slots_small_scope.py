@@ -1,13 +1,15 @@
-"""slots.c alone, all of a small scope, beside a trivial table: takes, kept subsets, pages given back, trims.
+"""slots.c alone, all of a small scope, beside a trivial table: takes, kept subsets, pages shared and given back, trims.
 
 A table holds the pages of each list, each page with its live bits, and the free and the spare pages. Pages are numbers.
 Tables that histories share are visited once, by a history with the fewest tokens. From each table every operation is
-made: a take, every subset of the live slots kept, the last page given back, a trim. The scope is one list up to 8
-tokens, and two lists that share a pool up to 4 together.
+made: a take, every subset of the live slots kept, the last page given back, a trim, and the pages of one list shared by
+an empty one. A page is idle when its last owner has given it back. The scope is one list up to 8 tokens, and two lists
+that share a pool up to 4 together.
 """
 
 import itertools
 import mmap
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ if not available():
     pytest.skip("the C extension is not built", allow_module_level=True)
 
 AREA = mmap.PAGESIZE  # bytes; each of a page's three areas has as many
-STATES = {(1, 8): (1013, 453, 412), (2, 4): (1398, 440, 166)}  # (lists, tokens): tables, by slots in a page
+STATES = {(1, 8): (1013, 453, 412), (2, 4): (5634, 1924, 934)}  # (lists, tokens): tables, by slots in a page
 
 
 class Table(NamedTuple):
@@ -61,6 +63,21 @@ class Slots:
             self.idle[i] = self.pages[page]
         self.pool.n_spare, self.pool.n_free = len(table.spare), len(table.free)
         self.pool.pages = self.tokens - len(table.spare)
+        owners = self.owners(table)
+        for i, page in enumerate(self.pages):
+            lib.dcp_page_owners(page)[0] = owners.get(i, 7)  # of an idle page it is of no account
+
+    @staticmethod
+    def owners(table):
+        return Counter(page for pages in table.lists for page, _ in pages)
+
+    def share(self, i, pages):
+        """As a fork does: list i, which is empty, gets the pages and bits of another."""
+        slots = self.lists[i]
+        for p, (page, live) in enumerate(pages):
+            slots.page[p], slots.bitmap[p] = self.pages[page], live
+            lib.dcp_page_owners(self.pages[page])[0] += 1
+        slots.pages, slots.live = len(pages), sum(live.bit_count() for _, live in pages)
 
     def read(self):
         n_spare = self.pool.n_spare
@@ -70,6 +87,7 @@ class Slots:
         for slots, pages in zip(self.lists, table.lists, strict=True):
             assert slots.live == sum(live.bit_count() for _, live in pages)
         assert self.pool.pages == self.tokens - n_spare
+        assert all(lib.dcp_page_owners(self.pages[i])[0] == n for i, n in self.owners(table).items())
         return table
 
 
@@ -117,7 +135,13 @@ def others(c, table):
             c.lists[i].pages -= 1  # as compaction and release do
             c.lists[i].live -= pages[-1][1].bit_count()
             lib.dcp_page_free(c.pool, c.lists[i].page[len(pages) - 1])
-            yield changed(table, i, pages[:-1], free=(*table.free, pages[-1][0]))
+            last = pages[-1][0]
+            others_have_it = any(last == page for n, more in enumerate(table.lists) if n != i for page, _ in more)
+            yield changed(table, i, pages[:-1], free=table.free if others_have_it else (*table.free, last))
+        for source in table.lists if not pages else ():
+            c.write(table)
+            c.share(i, source)
+            yield changed(table, i, source)
     c.write(table)
     lib.dcp_pool_trim(c.pool)
     yield table._replace(spare=(*table.spare, *table.free), free=())

@@ -39,7 +39,7 @@ def test_the_files_that_a_prompt_enters(capsys):
     arguments = ["generate", "The old man", "--max-new-tokens", "3"]
     assert main(arguments) == 0  # all is imported then
     files = sorted({file for file, _ in calls_of(lambda: main(arguments))})
-    assert len(files) <= 24, "\n".join(files)  # six read a checkpoint, four are the command, five are C's
+    assert len(files) <= 25, "\n".join(files)  # six read a checkpoint, four are the command, five are C's
 
 
 @built
@@ -61,4 +61,4 @@ def test_a_traced_token_takes_few_calls_more():
         for _ in range(3):
             step(engine, rows, sampling)
         found.append(len(calls_of(lambda engine=engine, rows=rows: step(engine, rows, sampling))))
-    assert found[0] < found[1] <= found[0] + 3, found  # to record what was dropped, and to keep it
+    assert found[0] < found[1] <= found[0] + 4, found  # to record what was dropped, and to keep it

@@ -15,6 +15,7 @@ LEVEL = {"paper": 0, "checkpoints": 1, "runtime": 2, "native": 3, "training": 4,
          "testing": 4, "corpus": 4, "bench": 5, "cli": 5}  # a room imports from lower levels, and from itself
 ALSO = {
     ("runtime", "tracing.recording"): "generate returns a Trace where one is asked for, and imports it only then",
+    ("runtime", "public.__version__"): "what is saved belongs to a version of the package",
     ("tracing", "analysis.table"): "tables look alike",
     ("cli", "bench"): "the command has a subcommand that benchmarks",
     ("analysis", "training.data"): "a text is measured as training reads, tokenizes and cuts it: one definition",

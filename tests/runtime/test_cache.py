@@ -10,6 +10,7 @@ from cache_tools import (
     Ledger,
     any_policies,
     configs,
+    owned_pages,
     page_bytes,
     poison,
     thresholds,
@@ -24,6 +25,7 @@ from tolerances import CACHE_ATTENTION, SCORE_MARGIN
 from dcp_ref import native, policies
 from dcp_ref.config import Config
 from dcp_ref.native.cache import NativeCache
+from dcp_ref.native.extension import ffi, lib
 from dcp_ref.runtime.cache import KVCache
 from dcp_ref.runtime.checks import CacheFull
 from dcp_ref.runtime.precision import STORAGES, stored
@@ -173,9 +175,9 @@ class SideBySide(RuleBasedStateMachine):
         max_bytes, threshold = bound and bound * page, data.draw(thresholds(config, self.policy))
         self.numpy = KVCache(config, kv=kv, policy=self.policy, threshold=threshold)
         self.native = NativeCache(config, page_slots, max_bytes, kv, self.policy, threshold)
-        self.ledger = Ledger(self.numpy, page_slots, max_bytes, page)
         self.config, self.page_slots, self.lengths = config, page_slots, {}
-        self.names = {}  # the NativeCache's handles: a refused fork has used one up
+        self.names = {}  # the NativeCache's handles
+        self.ledger = Ledger(self.numpy, self.native, self.names, page_slots, max_bytes, page)
 
     @rule()
     def new_sequence(self):
@@ -190,17 +192,12 @@ class SideBySide(RuleBasedStateMachine):
             cache.release(name)
             with pytest.raises(ValueError, match=f"sequence {name} is unknown or was released"):
                 cache.live_positions(name, 0)
-        del self.lengths[handle]
+        del self.lengths[handle], self.names[handle]
 
     @precondition(lambda self: self.lengths)
     @rule(data=st.data())
     def fork(self, data):
         parent = data.draw(st.sampled_from(sorted(self.lengths)))
-        too_many = self.ledger.reserve(self.ledger.owned([parent]))
-        if too_many:
-            with pytest.raises(CacheFull, match=f"the cache needs {too_many} bytes"):
-                self.native.fork(self.names[parent])
-            return
         child = self.numpy.fork(parent)
         self.lengths[child], self.names[child] = self.lengths[parent], self.native.fork(self.names[parent])
 
@@ -241,9 +238,18 @@ class SideBySide(RuleBasedStateMachine):
 
     @invariant()
     def the_memory_of_the_ledger(self):
-        stats, owned, page = self.native.stats(), self.ledger.owned(), self.ledger.page
-        assert stats[:4] == (self.numpy.stats().live_tokens, owned * self.page_slots, owned * page,
+        stats, logical, page = self.native.stats(), self.ledger.logical(), self.ledger.page
+        owned = self.ledger.owned()
+        assert stats[:4] == (self.numpy.stats().live_tokens, logical * self.page_slots, owned * page,
                              self.ledger.pages * page)
+        assert stats.bytes_logical == logical * page and owned * page <= stats.bytes_peak
+        assert self.numpy.stats().bytes_logical == stats.live_tokens * self.numpy._token_bytes
+
+    @invariant()
+    def pages_count_their_owners(self):
+        for page, live, owners in owned_pages(self.native):
+            assert ffi.cast("uint32_t *", page.area[lib.DCP_REST])[0] == len(owners) and live
+            assert len({layer for _, layer in owners}) == 1
 
     @invariant()
     def dead_slots_do_not_matter(self):

@@ -12,7 +12,9 @@ from theorem_tools import BACKENDS
 from thread_tools import SANITIZED, run_python
 from tolerances import THEOREM_LOGITS
 
-from dcp_ref import Engine, native
+from dcp_ref import Config, Engine, native
+from dcp_ref.bench.decoding import calibrated, random_prompt
+from dcp_ref.bench.decoding import random_model as bench_model
 from dcp_ref.policies import dense, heavy_hitters, learned
 from dcp_ref.runtime.checks import CacheFull
 
@@ -76,7 +78,7 @@ def same(backend, got, expected):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("policy", [None, dense, heavy_hitters(5, 20)], ids=str)
+@pytest.mark.parametrize("policy", [None, dense, heavy_hitters(40, 60)], ids=str)
 def test_a_bound_that_is_hit(backend, policy):
     """Every sequence is intact, and goes on after one is released, as in an engine without a bound."""
     options = {"backend": backend, "policy": policy}
@@ -95,7 +97,7 @@ def test_a_bound_that_is_hit(backend, policy):
     for too_much in (lambda: engine.feed([c], [TEXT[:100]]), lambda: engine.feed([a, b], [TEXT[:80], TEXT[:90]])):
         with pytest.raises(CacheFull, match=f"its bound is {8 * page}: release a sequence"):
             too_much()
-    assert engine.stats()[:4] == before[:4]
+    assert engine.stats()[:3] == before[:3] and engine.stats().bytes_reserved <= 8 * page
     assert [engine.live_positions(h, layer).tolist() for h in (a, b) for layer in range(2)] == live
     assert engine.live_positions(c, 0).tolist() == []
 
@@ -111,25 +113,50 @@ def test_a_bound_that_is_hit(backend, policy):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_fork_past_the_bound(backend):
-    bound = 9 * unit(backend, learned)
-    engine = Engine(MODEL, backend, max_cache_bytes=bound)
+@pytest.mark.parametrize("policy", [dense, learned, heavy_hitters(5, 20)], ids=str)
+def test_forks_that_go_on_past_the_bound(backend, policy):
+    """Forks cost nothing until they are fed; then the bound counts what each has of its own."""
+    engine = Engine(MODEL, backend, policy=policy)
+    bound = (2 * 3 + 2 * 3 + 3) * unit(backend, engine.policy)
+    engine = Engine(MODEL, backend, policy=policy, max_cache_bytes=bound)
     parent = engine.new_sequence()
     engine.feed([parent], [TEXT[:70]])
     before = engine.stats()
-    forks = []
-    with pytest.raises(CacheFull):
-        while True:
-            forks.append(engine.fork(parent))
+    forks = [engine.fork(parent) for _ in range(40)]
     full = engine.stats()
-    assert full.bytes_owned == (1 + len(forks)) * before.bytes_owned <= bound
+    assert full.bytes_owned == before.bytes_owned and full.bytes_logical == 41 * before.bytes_owned
+    fed = []
     with pytest.raises(CacheFull):
-        engine.fork(parent)
-    assert engine.stats()[:4] == full[:4]
+        for fork in forks:
+            now = engine.stats()
+            engine.feed([fork], [[1]])
+            fed.append(fork)
+    assert fed and engine.stats()[:3] == now[:3] and engine.stats().bytes_owned <= bound
     for fork in forks:
         engine.release(fork)
     assert engine.stats()[:3] == before[:3]
     engine.feed([engine.fork(parent)], [[1]])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("policy", "dropped"), [(dense, 0.0), (learned, 0.8)], ids=str)
+def test_64_forks_of_a_long_prompt_cost_one(backend, policy, dropped):
+    """At most 1.2 times one prompt, and what they added: in C a step copies one page in each layer."""
+    config = Config(vocab_size=50, n_positions=1024, n_embd=32, n_head=2, n_layer=2, int_n_embd=8, eos_token_id=None)
+    prompt, model = random_prompt(config, 800).tolist(), calibrated(bench_model(config), dropped, 800)
+    engine = Engine(model, backend, policy=policy)
+    parent = engine.new_sequence()
+    engine.feed([parent], [prompt])
+    one = engine.stats()
+    forks = [engine.fork(parent) for _ in range(64)]
+    assert engine.stats().bytes_owned == one.bytes_owned and engine.stats().bytes_logical == 65 * one.bytes_owned
+    if backend == "native" and policy is dense:
+        rows = engine.feed(forks, [[b % 50] for b in range(64)])
+        added = 64 * config.n_layer * unit(backend, policy)
+        assert engine.stats().bytes_owned <= 1.2 * one.bytes_owned + added
+        alone = engine.new_sequence()
+        engine.feed([alone], [prompt])
+        np.testing.assert_array_equal(rows[7], engine.feed([alone], [[7]])[0])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -1,5 +1,7 @@
 """What the tests of both caches share: random inputs of a few layers, and how to feed them."""
 
+from typing import Any, NamedTuple
+
 import numpy as np
 from hypothesis import strategies as st
 from models import DELAYS
@@ -80,18 +82,35 @@ def areas(cache, page):
             for area, size in zip(page.area, cache.c.pool.area_bytes, strict=True)]
 
 
+class Owned(NamedTuple):
+    """A page of a NativeCache: its areas, the slots that are live for any of its owners, and these."""
+
+    page: Any
+    live: int
+    owners: list[tuple[int, int]]  # (handle, layer)
+
+
+def owned_pages(cache):
+    """The pages that sequences own, each once, by address."""
+    found = {}
+    for handle, sequence in cache._sequences._sequences.items():
+        for layer in range(cache.c.shape.layers):
+            slots = sequence.c.layer[layer]
+            for p in range(slots.pages):
+                page = slots.page[p]
+                before = found.get(page.area[0], Owned(page, 0, []))
+                found[page.area[0]] = Owned(page, before.live | slots.bitmap[p], [*before.owners, (handle, layer)])
+    return list(found.values())
+
+
 def poison(cache):
     """Fill every slot of a NativeCache that is not live with NaN, or the like. No result may change."""
     c = cache.c
     pages = [(c.pool.idle[c.pool.n_spare + i], 0) for i in range(c.pool.n_free)]
-    for sequence in cache._sequences.all():
-        for layer in range(c.shape.layers):
-            slots = sequence.c.layer[layer]
-            pages += [(slots.page[p], slots.bitmap[p]) for p in range(slots.pages)]
-    for page, bitmap in pages:
+    for page, bitmap in [*pages, *((page, live) for page, live, _ in owned_pages(cache))]:
         dead = [slot for slot in range(cache.page_slots) if not bitmap >> slot & 1]
         keys, rest, values = areas(cache, page)
-        for lanes in (keys, rest):
+        for lanes in (keys, rest[lib.DCP_LANES * 4 :]):  # the first row of the rest counts the owners
             lanes.reshape(-1, lib.DCP_LANES, 4)[:, dead] = 255
         shared = 2**c.shape.kv  # rows in one of words
         panels, groups = c.shape.heads * c.v_panels, -(-cache.page_slots // shared)
@@ -101,18 +120,26 @@ def poison(cache):
 
 
 class Ledger:
-    """What a NativeCache owns and reserves, in pages, worked out from the live tokens of a KVCache beside it."""
+    """What a NativeCache owns and reserves, in pages: from the live tokens of a KVCache beside it, and who shares what.
 
-    def __init__(self, cache, page_slots, max_bytes, page):
-        self.cache, self.page_slots, self.max_bytes, self.page = cache, page_slots, max_bytes, page
+    `names` are the NativeCache's handles of the KVCache's sequences.
+    """
+
+    def __init__(self, cache, native, names, page_slots, max_bytes, page):
+        self.cache, self.native, self.names = cache, native, names
+        self.page_slots, self.max_bytes, self.page = page_slots, max_bytes, page
         self.pages = 0  # owned and free
 
-    def owned(self, handles=None, more=0):
-        """Pages of these sequences, or all, each with this number of tokens more."""
+    def logical(self, handles=None, more=0):
+        """Pages of these sequences, or all, as if none were shared, each with this number of tokens more."""
         layers = range(self.cache.config.n_layer)
-        handles = list(self.cache._sequences._sequences) if handles is None else handles
+        handles = list(self.names) if handles is None else handles
         return sum(-(-(len(self.cache.live_positions(h, layer)) + more) // self.page_slots)
                    for h in handles for layer in layers)
+
+    def owned(self):
+        """Pages that are owned, each once."""
+        return len(owned_pages(self.native))
 
     def reserve(self, more):
         """The bytes that are too many, or None and this number of pages more can be owned."""
@@ -124,7 +151,21 @@ class Ledger:
 
     def more(self, handles, counts):
         """Pages that these counts of tokens could need."""
-        return sum(self.owned([h], count) - self.owned([h]) for h, count in zip(handles, counts, strict=True))
+        grown = sum(self.logical([h], count) - self.logical([h]) for h, count in zip(handles, counts, strict=True))
+        return grown + sum(self.copied(h, count) for h, count in zip(handles, counts, strict=True) if count)
+
+    def copied(self, handle, count):
+        """Pages with other owners that this number of tokens could write to."""
+        name, policy, copies = self.names[handle], self.cache.policy, 0
+        shared = {page.area[0] for page, _, owners in owned_pages(self.native) if len(owners) > 1}
+        for layer in range(self.cache.config.n_layer):
+            slots, table = self.native._sequences[name].c.layer[layer], self.native.slot_table(name, layer)
+            free = np.flatnonzero((table < 0).ravel())[:count] // self.page_slots  # where they go if nothing is dropped
+            pages = set(free.tolist())
+            if policy.learned or policy.window or self.cache.config.propagate_in_depth:
+                pages = range(slots.pages)
+            copies += sum(slots.page[p].area[0] in shared for p in pages)
+        return copies
 
 
 def page_bytes(config, page_slots=32, kv="float32", policy=None):

@@ -16,7 +16,7 @@ from dcp_ref.config import Config
 from dcp_ref.native import extension, memory
 from dcp_ref.native.cache import NativeCache
 from dcp_ref.native.extension import ffi, lib
-from dcp_ref.native.sequences import Sequence
+from dcp_ref.native.memory import Sequence
 from dcp_ref.policies import window
 from dcp_ref.runtime.cache import KVCache
 from dcp_ref.runtime.precision import STORAGES, stored

@@ -111,9 +111,9 @@ class NativeCache:
 
     def batch(self, handles: list[int], counts: list[int], pinned: np.ndarray | None = None) -> Batch:
         """The sequences of a step, checked. Raises ValueError."""
-        batch = c_batch(handles, self._sequences.distinct(handles), counts, checks.check_pinned(pinned, sum(counts)))
-        checks.check_positions(self.config, handles, batch.starts, counts)
-        return batch
+        found = self._sequences.distinct(handles)
+        checks.check_positions(self.config, handles, [sequence.c.layer[0].seen for sequence in found], counts)
+        return c_batch(handles, found, counts, checks.check_pinned(pinned, sum(counts)))
 
     def make_free(self, pages: int) -> None:
         """Have at least this number of free pages. Raises CacheFull or MemoryError."""

@@ -115,7 +115,7 @@ size_t threads_for(size_t operations, size_t threads);
 /* slots.c: makes `peak` the pages that are owned now, if they are more. */
 void note_peak(dcp_pool *pool);
 
-/* sequence.c: whether a rule of the cache can drop a token. */
+/* sequence.c: whether a rule of the cache can drop a token, or counts attention in the pages of all. */
 int may_drop(const dcp_cache *cache);
 
 /* e^x to 2 units in the last place, 0 below e^-87. Plain arithmetic, so that the compiler vectorises a loop of it. */

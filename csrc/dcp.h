@@ -162,7 +162,8 @@ int dcp_sequence_fill(dcp_cache *cache, dcp_sequence *sequence, size_t seen, con
 void dcp_sequence_release(dcp_cache *cache, dcp_sequence *sequence);
 
 /* How many free pages layers first .. end - 1 can need for count[b] more tokens of each sequence[b]. It is enough if
- * none is dropped, and every page that a sequence shares must be copied if `drops`: if anything may be dropped. */
+ * none is dropped, and every page that a sequence shares must be copied if `drops`: if anything may be dropped, or if
+ * attention is counted. */
 size_t dcp_more_pages(const dcp_cache *cache, dcp_sequence *const *sequence, const size_t *count, size_t batch,
                       size_t first, size_t end, int drops);
 

@@ -81,7 +81,7 @@ void dcp_sequence_release(dcp_cache *cache, dcp_sequence *sequence)
 
 int may_drop(const dcp_cache *cache)
 {
-    return cache->shape.rank > 0 || cache->policy.window > 0;
+    return cache->shape.rank > 0 || cache->policy.window > 0 || cache->policy.by_attention;
 }
 
 /* How many pages with other owners `count` more tokens may have to be copied for. If nothing is dropped, they go into

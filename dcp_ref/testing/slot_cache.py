@@ -57,14 +57,15 @@ class SlotCache:
 
     def save(self, handle: int) -> list[Layer]:
         """All that the sequence holds."""
-        return copy.deepcopy(self.sequences[handle])
+        state = copy.deepcopy(self.sequences[handle])
+        for page in (page for layer in state for page in layer.pages):
+            page.owners = 1
+        return state
 
     def restore(self, state: list[Layer]) -> int:
         """A sequence of its own from what was saved."""
-        handle = self.new()
+        handle, self.made = self.new(), self.made + sum(len(layer.pages) for layer in state)
         self.sequences[handle] = state
-        for page in (page for layer in state for page in layer.pages):
-            page.owners, self.made = 1, self.made + 1
         return handle
 
     def live(self, handle: int, layer: int) -> np.ndarray:
@@ -145,8 +146,7 @@ class SlotCache:
         return page.k_int @ q_int / np.sqrt(np.float32(len(q_int))) + np.float32(beta)
 
     def stays(self, tokens: Layer, page: Page, s: np.ndarray, inherited) -> np.ndarray:  # [slots] -> bool [slots]
-        safe = self.safe(tokens, page) | page.pinned
-        return ((s > self.threshold) | safe) & ~np.isin(page.position, inherited)
+        return ((s > self.threshold) | self.safe(tokens, page) | page.pinned) & ~np.isin(page.position, inherited)
 
     def clear(self, page: Page, gone: np.ndarray) -> None:
         page.live[gone] = False

@@ -1,6 +1,6 @@
 /* decode.c - libFuzzer over the entry points of the cache: bytes are a shape, a policy, then calls with valid memory and
- * arbitrary arguments. After each call every page is somewhere once, counts agree, and pinned tokens are there; a call
- * that fails has changed nothing. `make fuzz` compiles this together with csrc/, under AddressSanitizer and UBSan. */
+ * arbitrary arguments. After each call every page is idle or has the owners that it counts, counts agree, and pinned
+ * tokens are there; a call that fails has changed nothing. `make fuzz` compiles this together with csrc/, under AddressSanitizer and UBSan. */
 
 #include <stddef.h>
 #include <stdint.h>
@@ -100,15 +100,6 @@ static void new_model(void)
                         .activation = (int)draw(3), .propagate_in_depth = (int)draw(2)};
 }
 
-static size_t owned(void)
-{
-    size_t pages = 0;
-    for (size_t s = 0; s < SEQUENCES; s++)
-        for (size_t l = 0; sequence[s] != NULL && l < cache.shape.layers; l++)
-            pages += sequence[s]->layer[l].pages;
-    return pages;
-}
-
 static int compare(const void *a, const void *b)
 {
     const unsigned char *x = ((const dcp_page *)a)->area[0], *y = ((const dcp_page *)b)->area[0];
@@ -146,11 +137,8 @@ static void check_slots(const dcp_sequence *one, const dcp_slots *slots)
 static void check_all(void)
 {
     const dcp_pool *pool = &cache.pool;
-    dcp_page all[CHUNK * MOST_CHUNKS];
-    size_t n = pool->n_spare + pool->n_free;
-    CHECK(pool->pages == owned() + pool->n_free && pool->pages + pool->n_spare == chunks * CHUNK);
-    CHECK(pool->pages <= pool->most);
-    memcpy(all, pool->idle, n * sizeof *all);
+    static dcp_page all[CHUNK * MOST_CHUNKS + SEQUENCES * MOST_LAYERS * POSITIONS];
+    size_t n = 0, owned = 0;
     for (size_t s = 0; s < SEQUENCES; s++)
         for (size_t l = 0; sequence[s] != NULL && l < cache.shape.layers; l++) {
             const dcp_slots *slots = &sequence[s]->layer[l];
@@ -159,6 +147,17 @@ static void check_all(void)
             if (!sequence[s]->released)
                 check_slots(sequence[s], slots);
         }
+    qsort(all, n, sizeof *all, compare);
+    for (size_t i = 0, last; i < n; i = last) {
+        for (last = i; last < n && all[last].area[0] == all[i].area[0]; last++)
+            continue;
+        CHECK(*dcp_page_owners(all[i]) == last - i);
+        all[owned++] = all[i];
+    }
+    CHECK(pool->pages == owned + pool->n_free && pool->pages + pool->n_spare == chunks * CHUNK);
+    CHECK(pool->pages <= pool->most && owned <= pool->peak);
+    n = owned + pool->n_spare + pool->n_free;
+    memcpy(all + owned, pool->idle, (n - owned) * sizeof *all);
     qsort(all, n, sizeof *all, compare);
     for (size_t i = 1; i < n; i++)
         CHECK(all[i - 1].area[0] != all[i].area[0]);
@@ -305,8 +304,22 @@ static void call_fork(void)
             CHECK(sequence[s]->pins == parent->pins && sequence[s]->layer[l].live == parent->layer[l].live &&
                   sequence[s]->layer[l].seen == parent->layer[l].seen);
     } else {
-        CHECK(state() == before && error == (parent->released ? DCP_EINVAL : DCP_ENOROOM));
+        CHECK(state() == before && error == DCP_EINVAL && parent->released);
     }
+}
+
+/* One sequence becomes what another is: not only one that it was forked into. */
+static void call_adopt(void)
+{
+    dcp_sequence *one = sequence[draw(SEQUENCES)], *draft = sequence[draw(SEQUENCES)];
+    if (one == NULL || draft == NULL || one == draft)
+        return;
+    const size_t count = draw(2) ? draw(AHEAD) : draft->layer[0].seen - one->layer[0].seen;
+    const uint64_t before = state();
+    if (dcp_sequence_adopt(&cache, &one, &draft, &count, 1) == DCP_OK)
+        CHECK(draft->released && !one->released);
+    else
+        CHECK(state() == before);
 }
 
 static void call_new_or_forget(void)
@@ -322,7 +335,7 @@ static void call_new_or_forget(void)
 
 static void call(void)
 {
-    const size_t kind = draw(16), s = draw(SEQUENCES), n_free = cache.pool.n_free;
+    const size_t kind = draw(17), s = draw(SEQUENCES), n_free = cache.pool.n_free;
     const uint64_t before = state();
     if (kind < 6)
         call_decode();
@@ -338,6 +351,8 @@ static void call(void)
         dcp_pool_trim(&cache.pool);
     else if (kind < 15)
         add_chunk();
+    else if (kind < 16)
+        call_adopt();
     else
         CHECK(dcp_pool_grow(&cache.pool, n_free + s) == DCP_OK || state() == before);
 }

@@ -12,7 +12,8 @@ import targets
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["-std=gnu11", "-g", "-O1", "-DDCP_BASELINE", "-Wno-unknown-pragmas", "-I", "csrc"]
 SANITIZED = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=undefined"]
-SOURCES = [f"csrc/{name}.c" for name in ("slots", "cache", "judge", "attend", "step", "decode", "layers", "threads")]
+SOURCES = [f"csrc/{name}.c" for name in (
+    "slots", "sequence", "cache", "judge", "attend", "step", "decode", "layers", "threads")]
 
 
 def build_decode(directory: Path) -> Path:

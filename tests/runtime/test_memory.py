@@ -78,13 +78,16 @@ def same(backend, got, expected):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("policy", [None, dense, heavy_hitters(40, 60)], ids=str)
+@pytest.mark.parametrize("policy", [None, dense, heavy_hitters(5, 20)], ids=str)
 def test_a_bound_that_is_hit(backend, policy):
     """Every sequence is intact, and goes on after one is released, as in an engine without a bound."""
     options = {"backend": backend, "policy": policy}
     unbounded = Engine(MODEL, **options)
     page = unit(backend, unbounded.policy)
-    engine = Engine(MODEL, **options, max_cache_bytes=2 * 4 * page)  # four pages in each of two layers
+    bound = 2 * 4 * page  # four pages in each of two layers
+    if backend == "numpy" and policy and policy.heavy:
+        bound = 2 * 2 * page  # in pieces, a prompt needs little more than the 25 tokens that stay
+    engine = Engine(MODEL, **options, max_cache_bytes=bound)
     handles = [[e.new_sequence() for _ in range(3)] for e in (engine, unbounded)]
     a, b, c = handles[0]
     pieces = {a: TEXT[:40], b: TEXT[20:50]}
@@ -93,11 +96,11 @@ def test_a_bound_that_is_hit(backend, policy):
         e.feed([second], [pieces[b]])
     before = engine.stats()
     live = [engine.live_positions(h, layer).tolist() for h in (a, b) for layer in range(2)]
-    assert before.bytes_reserved <= 8 * page
+    assert before.bytes_reserved <= bound
     for too_much in (lambda: engine.feed([c], [TEXT[:100]]), lambda: engine.feed([a, b], [TEXT[:80], TEXT[:90]])):
-        with pytest.raises(CacheFull, match=f"its bound is {8 * page}: release a sequence"):
+        with pytest.raises(CacheFull, match=f"its bound is {bound}: release a sequence"):
             too_much()
-    assert engine.stats()[:3] == before[:3] and engine.stats().bytes_reserved <= 8 * page
+    assert engine.stats()[:3] == before[:3] and engine.stats().bytes_reserved <= bound
     assert [engine.live_positions(h, layer).tolist() for h in (a, b) for layer in range(2)] == live
     assert engine.live_positions(c, 0).tolist() == []
 
@@ -109,7 +112,7 @@ def test_a_bound_that_is_hit(backend, policy):
         for got, expected in zip(*rows, strict=True):
             same(backend, got, expected)
     assert engine.stats().live_tokens == unbounded.stats().live_tokens
-    assert engine.stats().bytes_reserved <= 8 * page
+    assert engine.stats().bytes_reserved <= bound
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -131,10 +131,9 @@ class SlotCache:
 
     def judged(self, tokens: Layer, scores: list[np.ndarray], stay: list[np.ndarray]) -> list[tuple]:
         """What a budget chooses from: (score, position, page, slot), the first to leave first."""
-        found = [(s[slot], page.position[slot], n, slot)
-                 for n, (page, s, left) in enumerate(zip(tokens.pages, scores, stay, strict=True))
-                 for slot in np.flatnonzero(page.live & left & ~page.pinned & ~self.safe(tokens, page))]
-        return sorted(found)
+        return sorted((s[slot], page.position[slot], n, slot)
+                      for n, (page, s, left) in enumerate(zip(tokens.pages, scores, stay, strict=True))
+                      for slot in np.flatnonzero(page.live & left & ~page.pinned & ~self.safe(tokens, page)))
 
     def room(self, tokens: Layer) -> int:
         return self.budget or 0

@@ -10,7 +10,8 @@ from typing import Any
 
 from dcp_ref.checkpoints import inputs, weights
 from dcp_ref.checkpoints.inputs import decoded
-from dcp_ref.cli import options, streams, trace
+from dcp_ref.cli import corpus_options, options, streams, trace
+from dcp_ref.corpus import Continuer
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.generation import Row, make_rows, prompt_ids, step
 from dcp_ref.runtime.pins import prompt_pins
@@ -39,15 +40,19 @@ def add_options(p: argparse.ArgumentParser) -> None:
     options.add_pin(p)
     options.add_engine(p)
     options.add_json(p)
+    corpus_options.add_options(p, required=False)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Stream the texts to stdout, then a line of facts to stderr; or print one JSON object."""
+def run(args: argparse.Namespace) -> int:
+    """Stream the texts to stdout, then a line of facts to stderr; or print one JSON object; or do a job."""
+    if args.input:
+        return _job(args)
+    corpus_options.check_alone(args)
     if args.trace:
         trace.check_suffix(args.trace)
     pin = _utf8("--pin", args.pin.encode("utf-8", "surrogateescape"))
     prompts = [(name, pin + text) for name, text in _prompts(args)]
-    stop = [unescaped(_utf8("--stop", text.encode("utf-8", "surrogateescape"))) for text in args.stop]
+    stop = _stop(args)
     sampling = Sampling(args.temperature, args.top_k, args.top_p)
     model = weights.load(args.model)
     if model.tokenizer is None:
@@ -71,6 +76,23 @@ def run(args: argparse.Namespace) -> None:
         output.finish(_facts(engine, held, rows, time.monotonic() - began))
     if args.trace:
         trace.write_rows(model, engine, rows, args.model, args.trace)
+    return 0
+
+
+def _job(args: argparse.Namespace) -> int:
+    """Continue the prompts of --input into the directory --out. Returns the exit code."""
+    for name in ("prompts", "file", "trace", "pin", "json"):
+        if getattr(args, name):
+            raise ValueError(f"--input is a job of its own: leave out {'PROMPT' if name == 'prompts' else '--' + name}")
+    described = corpus_options.described(args)
+    mapper = Continuer(**corpus_options.engine_options(args), max_new_tokens=args.max_new_tokens,
+                       temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed,
+                       stop=_stop(args))
+    return corpus_options.run(args, mapper, described)
+
+
+def _stop(args: argparse.Namespace) -> list[str]:
+    return [unescaped(_utf8("--stop", text.encode("utf-8", "surrogateescape"))) for text in args.stop]
 
 
 def unescaped(text: str) -> str:

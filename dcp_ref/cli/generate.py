@@ -10,7 +10,7 @@ from typing import Any
 
 from dcp_ref.checkpoints import inputs, weights
 from dcp_ref.checkpoints.inputs import decoded
-from dcp_ref.cli import corpus_options, options, streams, trace
+from dcp_ref.cli import corpus_job, options, streams, trace
 from dcp_ref.corpus import Continuer
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.generation import Row, make_rows, prompt_ids, step
@@ -40,14 +40,14 @@ def add_options(p: argparse.ArgumentParser) -> None:
     options.add_pin(p)
     options.add_engine(p)
     options.add_json(p)
-    corpus_options.add_options(p, required=False)
+    options.add_job(p, required=False)
 
 
 def run(args: argparse.Namespace) -> int:
     """Stream the texts to stdout, then a line of facts to stderr; or print one JSON object; or do a job."""
     if args.input:
         return _job(args)
-    corpus_options.check_alone(args)
+    options.check_no_job(args)
     if args.trace:
         trace.check_suffix(args.trace)
     pin = _utf8("--pin", args.pin.encode("utf-8", "surrogateescape"))
@@ -84,11 +84,11 @@ def _job(args: argparse.Namespace) -> int:
     for name in ("prompts", "file", "trace", "pin", "json"):
         if getattr(args, name):
             raise ValueError(f"--input is a job of its own: leave out {'PROMPT' if name == 'prompts' else '--' + name}")
-    described = corpus_options.described(args)
-    mapper = Continuer(**corpus_options.engine_options(args), max_new_tokens=args.max_new_tokens,
+    described = corpus_job.described(args)
+    mapper = Continuer(**corpus_job.engine_options(args), max_new_tokens=args.max_new_tokens,
                        temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed,
                        stop=_stop(args))
-    return corpus_options.run(args, mapper, described)
+    return corpus_job.run(args, mapper, described)
 
 
 def _stop(args: argparse.Namespace) -> list[str]:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from dcp_ref.cli import corpus_options, options
+from dcp_ref.cli import corpus_job, options
 from dcp_ref.corpus import Scorer
 
 HELP = "score many documents: log-probability, bits a byte, live tokens"
@@ -22,7 +22,7 @@ EPILOG = """examples:
 
 def add_options(p: argparse.ArgumentParser) -> None:
     options.add_model(p)
-    corpus_options.add_options(p, required=True)
+    options.add_job(p, required=True)
     p.add_argument("--context", type=int, metavar="T", help="tokens of a window (default: n_positions)")
     p.add_argument("--stride", type=int, metavar="S",
                    help="tokens from one window's start to the next's (default: the context)")
@@ -31,6 +31,6 @@ def add_options(p: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do the job. Returns the exit code."""
-    described = corpus_options.described(args)
-    mapper = Scorer(**corpus_options.engine_options(args), context=args.context, stride=args.stride)
-    return corpus_options.run(args, mapper, described)
+    described = corpus_job.described(args)
+    mapper = Scorer(**corpus_job.engine_options(args), context=args.context, stride=args.stride)
+    return corpus_job.run(args, mapper, described)

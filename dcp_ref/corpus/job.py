@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +115,7 @@ def _missing(job: Job, mapper: Mapper, totals: Totals) -> Iterator[Part]:
                              "has changed; give another --out")
 
 
-def _made(job: Job, mapper: Mapper, parts: Iterator[Part], bar: Any) -> Iterator[Made]:
+def _made(job: Job, mapper: Mapper, parts: Iterator[Part], bar: Any) -> Generator[Made, None, None]:
     """The parts' files, here, in processes or on a cluster; the bar counts tokens."""
     if job.ray is None and (job.workers or 1) == 1:
         mapper.fed = bar.update
@@ -134,7 +134,7 @@ def _made(job: Job, mapper: Mapper, parts: Iterator[Part], bar: Any) -> Iterator
             yield made
 
 
-def in_processes(parts: Iterator[Part], mapper: Mapper, form: str, workers: int) -> Iterator[Made]:
+def in_processes(parts: Iterator[Part], mapper: Mapper, form: str, workers: int) -> Generator[Made, None, None]:
     """The parts' files, in their order, made by processes with an engine each; the system shares the mapped model."""
     context = multiprocessing.get_context("spawn")  # a forked child would have one thread
     begun: deque[Future[Made]] = deque()

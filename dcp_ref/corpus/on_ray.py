@@ -6,7 +6,7 @@ lost, the same command goes on.
 """
 
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import islice
 from typing import Any
 
@@ -35,7 +35,8 @@ class PartMaker:
         return {"file": np.array(files, object)}
 
 
-def in_actors(parts: Iterator[Part], mapper: Mapper, form: str, workers: int | None, address: str) -> Iterator[Made]:
+def in_actors(parts: Iterator[Part], mapper: Mapper, form: str, workers: int | None, address: str
+              ) -> Generator[Made, None, None]:
     """The parts' files, as they are ready, made by actors of the cluster at `address`; "local" starts one here.
 
     An actor uses one processor, or the mapper's `threads`; there are `workers`, or as many as the cluster has room for.

@@ -22,14 +22,14 @@ def streamed(megabytes, out):
     long = json.dumps({"id": 1, "body": "The sea. " * 220}).encode() + b"\n"
     good = json.dumps({"id": 2, "text": "The old man looked at the sea."}).encode() + b"\n"
     block, n = long * 499 + good, 0
-    run = process("score", "--input", "-", "--out", out, stdin=-1)
-    while n < megabytes * MEGABYTE:
-        run.stdin.write(block)
-        n += len(block)
-    run.stdin.close()
-    _, status, usage = os.wait4(run.pid, 0)
-    run.returncode = os.waitstatus_to_exitcode(status)
-    assert run.returncode == 3, run.stderr.read()
+    with process("score", "--input", "-", "--out", out, stdin=-1) as run:
+        while n < megabytes * MEGABYTE:
+            run.stdin.write(block)
+            n += len(block)
+        run.stdin.close()
+        _, status, usage = os.wait4(run.pid, 0)
+        run.returncode = os.waitstatus_to_exitcode(status)
+        assert run.returncode == 3, run.stderr.read()
     rows = sum(file.read_bytes().count(b"\n") for file in parts_of(out))
     assert rows == n // len(block) * 500
     return usage.ru_maxrss * 1024, rows

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from corpus_tools import LONG, contents, corpus, parts_of, process, rows_of, saved_model, write
+from corpus_tools import LONG, contents, corpus, ended, killed_after, parts_of, process, rows_of, saved_model, write
 from text_models import text_model
 
 from dcp_ref import native
@@ -17,7 +17,7 @@ from dcp_ref.corpus import Continuer, Scorer, job, manifest, part_files
 from dcp_ref.corpus.job import Job
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the C extension is not built")
-DOCUMENTS, PART_ROWS = (2000, 100) if LONG else (240, 20)
+DOCUMENTS, PART_ROWS = (2000, 100) if LONG else (120, 10)
 KILLS = 50 if LONG else 3
 GENERATE = {"max_new_tokens": 8, "temperature": 0.8}
 
@@ -228,21 +228,16 @@ def test_killed_at_any_moment_and_begun_again(model, rows, scores, tmp_path, wor
     out_of, whole_of = tmp_path / "killed", tmp_path / "whole"
     arguments = ["score", "--input", rows, "--model", model, "--part-rows", PART_ROWS, "--workers", workers, "--out"]
     draw, began = random.Random(workers), time.monotonic()
-    assert process(*arguments, whole_of).wait() == 3
+    assert ended(*arguments, whole_of)[0] == 3
     took = time.monotonic() - began
     for _ in range(KILLS):
-        run = process(*arguments, out_of)
-        with contextlib.suppress(Exception):
-            run.wait(draw.uniform(0, took))
-        run.kill()
-        run.communicate()
-    last = process(*arguments, out_of)
-    out, err = last.communicate()
-    assert last.returncode == 3, err
+        killed_after(draw.uniform(0, took), *arguments, out_of)
+    code, out, err = ended(*arguments, out_of)
+    assert code == 3, err
     assert contents(out_of) == contents(whole_of)
     assert {file.name: file.read_bytes() for file in parts_of(out_of)} == {
         file.name: file.read_bytes() for file in parts_of(scores)}
-    assert f"{DOCUMENTS} rows".encode() in out
+    assert out.startswith(f"{DOCUMENTS} rows")
 
 
 def test_workers_end_with_a_killed_parent(model, tmp_path):

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from corpus_tools import LONG, contents, corpus, parts_of, process, saved_model, write
+from corpus_tools import LONG, contents, corpus, ended, killed_after, parts_of, saved_model, write
 from test_scoring import same
 from text_models import text_model
 
@@ -87,16 +87,12 @@ def test_killed_and_begun_again(model, rows, scores, tmp_path):
     """The command itself, with a local cluster of its own."""
     arguments = ["score", "--input", rows, "--model", model, "--part-rows", 50, "--ray", "--out"]
     draw, began = random.Random(0), time.monotonic()
-    assert process(*arguments, tmp_path / "whole").wait() == 3
+    assert ended(*arguments, tmp_path / "whole")[0] == 3
     took = time.monotonic() - began
     for _ in range(KILLS):
-        run = process(*arguments, tmp_path / "killed")
-        time.sleep(draw.uniform(0, took))
-        run.kill()
-        run.wait()
+        killed_after(draw.uniform(0, took), *arguments, tmp_path / "killed")
         time.sleep(2)  # its cluster ends by itself
-    last = process(*arguments, tmp_path / "killed")
-    assert last.wait() == 3
+    assert ended(*arguments, tmp_path / "killed")[0] == 3
     parts = {file.name: file.read_bytes() for file in parts_of(scores)}
     for out in ("whole", "killed"):
         assert {file.name: file.read_bytes() for file in parts_of(tmp_path / out)} == parts

@@ -46,7 +46,7 @@ def one_by_one(scorer, texts):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("context", "stride"), [(None, None), (20, 7)])
 def test_a_document_is_scored_as_evaluate_measures_it(model, backend, context, stride):
-    loaded, documents = load(model), [text for text in TEXTS if text.strip()][:5]
+    loaded, documents = load(model), [text for text in TEXTS if text.strip()][: 5 if backend == "native" else 2]
     found = scored(Scorer(model, backend=backend, context=context, stride=stride), documents)
     for n, text in enumerate(documents):
         tokens = texts.tokens_of(loaded, [text])
@@ -63,10 +63,11 @@ def test_a_document_is_scored_as_evaluate_measures_it(model, backend, context, s
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("policy", ["learned", "heavy_hitters:3,5", "learned:4"])
 def test_batches_and_order_change_no_bit(model, backend, policy):
-    expected = one_by_one(Scorer(model, backend=backend, policy=policy, batch=1), TEXTS)
-    for batch in (1, 2, 7, None):
-        assert same(scored(Scorer(model, backend=backend, policy=policy, batch=batch), TEXTS), expected)
-    turned = scored(Scorer(model, backend=backend, policy=policy), TEXTS[::-1])
+    some = TEXTS if backend == "native" else ["the sea " * 30, *TEXTS[2:5:2], TEXTS[8]]  # NumPy is slow
+    expected = one_by_one(Scorer(model, backend=backend, policy=policy, batch=1), some)
+    for batch in (1, 2, 7, None) if backend == "native" else (None,):
+        assert same(scored(Scorer(model, backend=backend, policy=policy, batch=batch), some), expected)
+    turned = scored(Scorer(model, backend=backend, policy=policy), some[::-1])
     assert same({name: column[::-1] for name, column in turned.items() if name != "id"},
                 {name: column for name, column in expected.items() if name != "id"})
 

@@ -65,8 +65,8 @@ def desk(tmp_path, monkeypatch):
             "endings": ["sings.", "looks back.", "is a tree.", "was."]}
     rows = [{"id": name, "text": sentence} for name, sentence in (
         ("sea", "The old man looked at the sea."), ("tea", "She said that it was time for tea. " * 80), ("none", ""))]
-    for name, n in (("corpus", 3), ("prompts", 2)):
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:n]))
+    for name, some in (("corpus", rows), ("prompts", [{"id": n, "text": f"The sea {n}"} for n in range(2)])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
     (tmp_path / "items.jsonl").write_text(json.dumps(item) + "\n", encoding="utf-8")
     weights.save(text_model(dataclasses.replace(CONFIG, int_n_embd=None)), tmp_path / "gpt2")  # what download makes
     monkeypatch.chdir(tmp_path)

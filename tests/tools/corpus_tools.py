@@ -1,5 +1,6 @@
 """Corpora for tests: documents of mixed lengths and languages, bad rows among them, and what a directory holds."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -63,6 +64,21 @@ def process(*arguments, **more):
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen([sys.executable, "-m", "dcp_ref", *map(str, arguments)], env=environment,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+
+
+def ended(*arguments):
+    """The exit code of `dcp-ref ARGUMENTS`, and what it printed."""
+    run = process(*arguments)
+    out, err = run.communicate()
+    return run.returncode, out.decode(), err.decode()
+
+
+def killed_after(seconds, *arguments):
+    """`dcp-ref ARGUMENTS`, ended by SIGKILL unless it was done before."""
+    with process(*arguments) as run:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.communicate(timeout=seconds)
+        run.kill()
 
 
 def saved_model(directory, model):

@@ -10,7 +10,7 @@ THREADED := $(patsubst %,tests/%.py,native/test_kernels native/test_training_nat
   runtime/test_cache runtime/test_threads)
 NATIVE := tests/native $(patsubst %,tests/runtime/test_%.py,any_line cache cache_memory cache_policies checks engine memory \
   reentry refused_memory theorem theorem_storage threads)
-.PHONY: demo test lint bench mutants stress fuzz wheel lm-eval asan tsan baseline clean
+.PHONY: demo test lint bench mutants stress ray fuzz wheel lm-eval asan tsan baseline clean
 
 demo: .venv/run
 	$(RUN)/dcp-ref generate "The old man looked at the sea" --model tiny
@@ -26,11 +26,11 @@ bench:
 	build/rivals/bin/pip uninstall -q -y torchvision  # optimum-intel asks for it: beside a torch for CPUs it breaks transformers
 	for name in alpha_sigmoid training shipped decode; do build/rivals/bin/python benchmarks/$$name.py || exit; done
 
-mutants: .venv/test
-	$(RUN)/python tests/mutants.py
+mutants stress: .venv/test
+	$(RUN)/python tests/$@.py
 
-stress: .venv/test
-	$(RUN)/python tests/stress.py
+ray: .venv/test,corpus,ray
+	$(RUN)/pip install -q datasets && DCP_LONG=1 $(RUN)/python -m pytest tests/corpus
 
 fuzz:
 	$(PYTHON) -m venv build/fuzz && build/fuzz/bin/pip install -q -e . atheris

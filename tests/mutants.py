@@ -64,6 +64,7 @@ LAYERS_C, ELEMENTWISE_C = "csrc/layers.c", "csrc/training_elementwise.c"
 FOUND = ("tests/project/test_fuzz.py",)
 REPLACING, FAILURES = ("tests/checkpoints/test_replacing.py",), ("tests/training/test_training_failures.py",)
 NATIVE = ("tests/native/test_training_native.py",)
+JOBS, CONTINUED = ("tests/corpus/test_job.py",), ("tests/corpus/test_continuing.py",)
 STEP = "dcp_ref/training/step.py"
 TEXT = ("tests/runtime/test_streaming.py", "tests/runtime/test_generation.py",
         "tests/checkpoints/test_tokenizer.py", "tests/checkpoints/test_tokenizer_files.py")
@@ -420,10 +421,22 @@ MUTANTS = [
     Mutant("large seeds share their numbers", "dcp_ref/runtime/sampling.py", "if seed < 2**32 else", "if True else",
            ("tests/runtime/test_sampling.py",)),
     # What is measured of a model.
-    Mutant("a token counts as context of its own", "dcp_ref/analysis/perplexity.py", ".sum(1) - len(scored)", ".sum(1)",
-           MEASURED),
-    Mutant("overlapping windows score twice", "dcp_ref/analysis/perplexity.py",
-           "if group[n].start + p >= group[n].scored]", "]", MEASURED),
+    Mutant("a token counts as context of its own", "dcp_ref/analysis/windows.py",
+           "for n in scored]) - 1 if", "for n in scored]) if", MEASURED),
+    Mutant("overlapping windows score twice", "dcp_ref/analysis/windows.py",
+           " if fed[n] >= windows[n].scored]", "]", MEASURED),
+    # Many documents.
+    Mutant("all rows draw the same numbers", "dcp_ref/corpus/continuing.py",
+           "row_stream(self.seed, number_of(id))", "row_stream(self.seed, 0)", CONTINUED),
+    Mutant("scores are added in the order of the batch", "dcp_ref/corpus/scoring.py", "math.fsum(nats)", "sum(nats)",
+           ("tests/corpus/test_scoring.py",)),
+    Mutant("a part of other rows is kept", "dcp_ref/corpus/job.py",
+           "elif name == part_files.name_of(part, job.form):", "elif name:", JOBS),
+    Mutant("a part is not written whole", "dcp_ref/corpus/part_files.py",
+           "replace_file(directory / made.name, made.content)",
+           "(directory / made.name).write_bytes(made.content)", JOBS),
+    Mutant("shards share parts", "dcp_ref/corpus/job.py", "% job.shard[1] != job.shard[0] - 1",
+           "% job.shard[1] > job.shard[0] - 1", JOBS),
     Mutant("a kept token's window is one too long", "dcp_ref/analysis/calibration.py",
            "near = np.arange(T), (policy.window or 1) - 1",
            "near = np.arange(T), policy.window or 1", MEASURED),

@@ -2,25 +2,17 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from dcp_ref.analysis.likelihood import nats
+from dcp_ref.analysis.windows import Window, batch_of, measured, spans
 from dcp_ref.config import Config
 from dcp_ref.runtime.engine import Engine
 
-BATCH_BYTES = 2**30  # most bytes of keys and values that the windows of a batch need if nothing is dropped
 FIRST_BUCKET = 16  # positions of the first bucket; the next ones end at 32, 64, ...
-
-
-class Span(NamedTuple):
-    """A window over the rows start .. end - 1; those from `scored` on are scored."""
-
-    start: int
-    scored: int
-    end: int
 
 
 class Evaluation(NamedTuple):
@@ -64,18 +56,6 @@ class Evaluation(NamedTuple):
         return float(self.nats.sum()) / math.log(2) / n_bytes if n_bytes else None
 
 
-def spans(rows: int, context: int, stride: int) -> list[Span]:
-    """Windows at 0, stride, 2 * stride, ... over all rows; each scores the rows that no earlier window scored.
-
-    So a row that is scored in a later window has at least context - stride earlier tokens there.
-    """
-    result = [Span(0, 0, min(context, rows))]
-    while result[-1].end < rows:
-        start = result[-1].start + stride
-        result.append(Span(start, result[-1].end, min(start + context, rows)))
-    return result
-
-
 def check_windows(config: Config, tokens: np.ndarray, context: int | None, stride: int | None) -> tuple[int, int]:
     """The context (default: n_positions) and the stride (default: the context).
 
@@ -113,45 +93,18 @@ def evaluate(engine: Engine, tokens: np.ndarray, context: int | None = None, str
     batch = batch_of(engine.config, context) if batch is None else batch
     if isinstance(batch, bool) or batch < 1:
         raise ValueError(f"batch must be 1 or more, not {batch}")
-    todo = spans(len(tokens) - 1, context, stride)
-    T, ids = todo[0].end, tokens.astype(np.int64)
-    total = Evaluation(np.arange(T), np.zeros(T, np.int64), np.zeros(T), np.zeros((engine.config.n_layer, T), np.int64))
+    todo, ids = spans(len(tokens) - 1, context, stride), tokens.astype(np.int64)
+    windows, T, L = [Window.of(ids, span) for span in todo], todo[0].end, engine.config.n_layer
+    total = Evaluation(np.arange(T), np.zeros(T, np.int64), np.zeros(T), np.zeros((L, T), np.int64))
     rows = sum(span.end - span.start for span in todo)
-    with tqdm(total=rows, unit=" tokens", desc=progress, disable=True if progress is None else None) as bar:
-        for first in range(0, len(todo), batch):
-            _side_by_side(engine, ids, todo[first : first + batch], total, bar)
+    with (tqdm(total=rows, unit=" tokens", desc=progress, disable=True if progress is None else None) as bar,
+          closing(measured(engine, windows, batch)) as steps):
+        for step in steps:
+            np.add.at(total.tokens, step.position, 1)
+            np.add.at(total.nats, step.position, step.nats)
+            np.add.at(total.live.T, step.position, step.live.T)
+            bar.update(step.fed)
     return total
-
-
-def batch_of(config: Config, context: int) -> int:
-    """The most windows whose keys and values fit in BATCH_BYTES; at least 1 and at most 64."""
-    return max(1, min(64, BATCH_BYTES // (context * config.n_layer * 2 * config.n_embd * 4)))
-
-
-def _side_by_side(engine: Engine, ids: np.ndarray, group: list[Span], total: Evaluation, bar: Any) -> None:
-    """Feed the windows of one batch, and add their measurements to `total`. A window is released at its end."""
-    held: dict[int, int] = {}  # the sequence of each window that has not ended
-    try:
-        for n in range(len(group)):
-            held[n] = engine.new_sequence()
-        p = 0
-        while held:
-            running = list(held)
-            logits = engine.feed(list(held.values()), [[ids[group[n].start + p]] for n in running])
-            scored = [k for k, n in enumerate(running) if group[n].start + p >= group[n].scored]
-            if scored:
-                targets = np.array([ids[group[running[k]].start + p + 1] for k in scored])
-                total.tokens[p] += len(scored)
-                total.nats[p] += nats(np.stack([logits[k] for k in scored]), targets).sum()
-                total.live[:, p] += engine.live_counts([held[running[k]] for k in scored]).sum(1) - len(scored)
-            bar.update(len(running))
-            p += 1
-            for n in running:
-                if group[n].start + p == group[n].end:
-                    engine.release(held.pop(n))
-    finally:
-        for sequence in held.values():
-            engine.release(sequence)
 
 
 def buckets(evaluation: Evaluation) -> Iterator[tuple[int, int, Evaluation]]:

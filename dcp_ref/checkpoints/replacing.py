@@ -66,6 +66,39 @@ def finish(directory: Path) -> None:
         saved.rmdir()
 
 
+def replace_file(file: Path, data: bytes, keep: bool = False) -> None:
+    """Write one file whole: on the disk under a temporary name, .writing-*, then renamed. It needs no set.
+
+    With `keep`, a file that is there already stays. A killed process may leave a .writing-* file. Raises OSError.
+    """
+    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".writing-")
+    try:
+        with os.fdopen(handle, "wb") as output:
+            output.write(data)
+            output.flush()
+            os.fsync(output.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's mode is for this user only
+        if not keep or not _linked(temporary, file):
+            os.replace(temporary, file)
+    finally:
+        with contextlib.suppress(FileNotFoundError):  # renamed
+            os.unlink(temporary)
+    _flush(file.parent)
+
+
+def _linked(temporary: str, file: Path) -> bool:
+    """Give a file a second name, unless that is taken; False where the disk knows no second names."""
+    try:
+        os.link(temporary, file)
+    except FileExistsError:
+        return True
+    except OSError:
+        return file.exists()
+    return True
+
+
 def steady(directory: Path, read: Callable[[Path], Result]) -> Result:
     """The result of read(directory), repeated until no save came in between: so all files read are of one set.
 

@@ -1,8 +1,18 @@
 """What `dcp-ref generate --save-cache` and `--cache` do: a long text is read once."""
 
+import argparse
+
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.generation import Row, accept, read
 from dcp_ref.runtime.sampling import Sampling
+
+
+def check(args: argparse.Namespace, prompts: int) -> None:
+    """Raises ValueError for options that do not go together."""
+    if args.trace and args.cache:
+        raise ValueError("--trace needs all of the text, and --cache has only what is left of it: give one of them")
+    if args.save_cache and prompts > 1:
+        raise ValueError(f"--save-cache takes one prompt, not {prompts}")
 
 
 def restore(engine: Engine, rows: list[Row], names: list[str], path: str) -> None:

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from typing import Any, TextIO, cast
 
 from dcp_ref import __version__
-from dcp_ref.cli import bench, conformance, download, evaluate, generate, info, options, streams, trace, train
+from dcp_ref.cli import bench, conformance, download, evaluate, generate, info, options, score, streams, trace, train
 from dcp_ref.training.signals import Stopped
 
-COMMANDS: dict[str, Any] = {  # modules: HELP is one line, `add_options` adds to a parser, `run` obeys
+COMMANDS: dict[str, Any] = {  # modules: HELP is one line, `add_options` adds to a parser, `run` obeys: None is code 0
     "generate": generate,
     "train": train,
     "evaluate": evaluate,
+    "score": score,
     "trace": trace,
     "conformance": conformance,
     "download": download,
@@ -27,12 +28,13 @@ EXAMPLES = """examples:
   dcp-ref train --text book.txt --out dense
   dcp-ref train --text book.txt --out pruned --init dense --prune
   dcp-ref evaluate --text book.txt
+  dcp-ref score --input corpus.jsonl --out scores
   dcp-ref trace "The old man looked at the sea"
   dcp-ref conformance mine:MyCache
   dcp-ref COMMAND --help
 
 Results go to stdout, messages to stderr. The exit code is 0 for success, 1 for a failure during the work, 2 for bad
-input, 130 after Ctrl-C.
+input, 3 for a job that is done and had bad rows, 130 after Ctrl-C.
 """
 NEED_NO_STDOUT = ("train", "download")  # their results are files; their lines on stdout may get lost
 
@@ -43,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0     success
         1     a failure during the work, or of stdout
         2     bad input
+        3     a job that is done, and had bad rows
         130   Ctrl-C
         128 + n   signal n ended a training run
 
@@ -88,8 +91,7 @@ def _run(name: str, args: argparse.Namespace, stdout_was_closed: bool) -> int:
         warnings.showwarning = lambda message, *_: streams.say(name, message)
         try:
             _prepare_stdout(args, stdout_was_closed)
-            COMMANDS[args.command].run(args)
-            return 0
+            return COMMANDS[args.command].run(args) or 0
         except Stopped as stop:
             streams.say(name, "stopped by a signal; give the same command to resume")
             return stop.code

@@ -10,7 +10,8 @@ from typing import Any
 
 from dcp_ref.checkpoints import inputs, weights
 from dcp_ref.checkpoints.inputs import decoded
-from dcp_ref.cli import caches, options, streams, trace
+from dcp_ref.cli import caches, corpus_job, options, streams, trace
+from dcp_ref.corpus import Continuer
 from dcp_ref.runtime.engine import Engine
 from dcp_ref.runtime.generation import Row, make_rows, prompt_ids, step
 from dcp_ref.runtime.pins import prompt_pins
@@ -43,19 +44,21 @@ def add_options(p: argparse.ArgumentParser) -> None:
     options.add_pin(p)
     options.add_engine(p)
     options.add_json(p)
+    options.add_job(p, required=False)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Stream the texts to stdout, then a line of facts to stderr; or print one JSON object."""
+def run(args: argparse.Namespace) -> int:
+    """Stream the texts to stdout, then a line of facts to stderr; or print one JSON object; or do a job."""
+    if args.input:
+        return _job(args)
+    options.check_no_job(args)
     if args.trace:
         trace.check_suffix(args.trace)
-        if args.cache:
-            raise ValueError("--trace needs all of the text, and --cache has only what is left of it: give one of them")
     pin = _utf8("--pin", args.pin.encode("utf-8", "surrogateescape"))
     prompts = [(name, pin + text) for name, text in _prompts(args)]
-    if args.save_cache and len(prompts) > 1:
-        raise ValueError(f"--save-cache takes one prompt, not {len(prompts)}")
-    stop = [unescaped(_utf8("--stop", text.encode("utf-8", "surrogateescape"))) for text in args.stop]
+    if args.save_cache or args.cache:
+        caches.check(args, len(prompts))
+    stop = _stop(args)
     sampling = Sampling(args.temperature, args.top_k, args.top_p)
     model = weights.load(args.model)
     if model.tokenizer is None:
@@ -81,9 +84,26 @@ def run(args: argparse.Namespace) -> None:
     finally:
         for row in rows:
             row.interrupt()
-        output.finish(_facts(engine, held, rows, time.monotonic() - began))
+        output.finish(_facts(engine, held, rows, time.monotonic() - began), engine)
     if args.trace:
         trace.write_rows(model, engine, rows, args.model, args.trace)
+    return 0
+
+
+def _job(args: argparse.Namespace) -> int:
+    """Continue the prompts of --input into the directory --out. Returns the exit code."""
+    for name in ("prompts", "file", "trace", "pin", "json", "cache", "save-cache"):
+        if getattr(args, name.replace("-", "_")):
+            raise ValueError(f"--input is a job of its own: leave out {'PROMPT' if name == 'prompts' else '--' + name}")
+    described = corpus_job.described(args)
+    mapper = Continuer(**corpus_job.engine_options(args), max_new_tokens=args.max_new_tokens,
+                       temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, seed=args.seed,
+                       stop=_stop(args))
+    return corpus_job.run(args, mapper, described)
+
+
+def _stop(args: argparse.Namespace) -> list[str]:
+    return [unescaped(_utf8("--stop", text.encode("utf-8", "surrogateescape"))) for text in args.stop]
 
 
 def unescaped(text: str) -> str:
@@ -120,13 +140,13 @@ class _Output:
         new, self.written = text[self.written :], len(text)
         print(new, end="", flush=True)
 
-    def finish(self, facts: dict[str, Any]) -> None:
+    def finish(self, facts: dict[str, Any], engine: Engine) -> None:
         """Print the rest and the facts, when all rows have ended."""
         self.update()
         if self.as_json:
             generations = [{"prompt": prompt, "text": row.text, "ids": row.ids, "stop_reason": row.stop_reason}
                            for prompt, row in zip(self.prompts, self.rows, strict=True)]
-            print(json.dumps({"generations": generations, **facts}), flush=True)
+            print(json.dumps({"generations": generations, **facts, "dropped": engine.stats().dropped}), flush=True)
         else:
             line = ("{new_tokens} tokens, {tokens_per_second} tokens/s; live {live_tokens} of {seen_tokens} "
                     "tokens seen ({kept:.0%}, {layers} layers together); cache {cache_bytes} bytes")
@@ -149,7 +169,6 @@ def _facts(engine: Engine, held: tuple[int, int, int], rows: list[Row], seconds:
         "cache_bytes": size,
         "cache_bytes_logical": logical,
         "cache_bytes_peak": stats.bytes_peak,
-        "dropped": stats.dropped,
         "backend": engine.backend,
         "policy": str(engine.policy),
     }

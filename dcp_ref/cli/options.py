@@ -12,6 +12,7 @@ from dcp_ref.runtime.engine import BACKENDS, Engine
 from dcp_ref.runtime.precision import STORAGES
 
 DEFAULT_MODEL = "tiny"
+OF_A_JOB = ("id", "text", "out", "shard", "format", "limit", "part_rows", "batch", "workers", "ray")  # beside --input
 
 
 class Parser(argparse.ArgumentParser):
@@ -84,6 +85,40 @@ def add_storage(p: argparse.ArgumentParser) -> None:
     add("--weights", choices=STORAGES, default="float32", help="how weights are stored (default: float32)")
     add("--kv", choices=STORAGES, default="float32", help="how keys and values are stored (default: float32)")
     add("--threads", type=int, metavar="N", help="use at most N threads (default: as many as OMP_NUM_THREADS allows)")
+
+
+def add_job(p: argparse.ArgumentParser, required: bool) -> None:
+    """The options of a job on many documents."""
+    add = p.add_argument_group("many documents").add_argument
+    add("--input", nargs="+", action="extend", default=[], metavar="FILE", required=required,
+        help="rows: JSONL, as it is or as .gz, .xz or .zst, or .parquet; - is standard input")
+    add("--id", metavar="NAME", help="the column of ids, which are strings or integers (default: id)")
+    add("--text", metavar="NAME", help="the column of texts (default: text)")
+    add("--out", metavar="DIR", required=required,
+        help="the directory for the parts of the result; the same command again makes those that are missing")
+    add("--shard", metavar="I/N", type=_shard, help="do the I-th of N equal shares of the parts, 1/N to N/N")
+    add("--format", choices=("jsonl", "parquet"), help="what parts are written as (default: jsonl)")
+    add("--limit", type=int, metavar="N", help="read the first N rows only (default: all)")
+    add("--part-rows", type=int, metavar="N", help="rows of a part (default: 1000, or fewer that hold 4 MiB)")
+    add("--batch", type=int, metavar="N", help="texts decoded at once (default: as many as 1 GB holds, at most 64)")
+    add("--workers", type=int, metavar="N",
+        help="processes, each with an engine on one thread or --threads (default: this process; all of a cluster)")
+    add("--ray", nargs="?", const="local", metavar="ADDRESS",
+        help="work on a Ray cluster, or on a local one without an address; needs the extra ray")
+
+
+def check_no_job(args: argparse.Namespace) -> None:
+    """Raises ValueError for options of a job without its input."""
+    for name in OF_A_JOB:
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} goes with --input: add it, or leave this out")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"give I/N, as in 1/3, not {text!r}")
+    return int(found[1]), int(found[2])
 
 
 def engine(model: Model, args: argparse.Namespace) -> Engine:

@@ -16,7 +16,7 @@ from dcp_ref.runtime.checks import Handles
 from dcp_ref.runtime.feeding import SPARE_BYTES, spared
 from dcp_ref.runtime.lock import ForkAwareLock, InterpreterEnds, locked
 from dcp_ref.runtime.precision import check_storage
-from dcp_ref.runtime.stats import Stats, by_reason
+from dcp_ref.runtime.stats import Stats
 
 
 class NativeCache:
@@ -191,5 +191,6 @@ class NativeCache:
         pool, layers = self.c.pool, range(self.config.n_layer)
         slots = [sequence.c.layer[layer] for sequence in self._sequences.all() for layer in layers]
         page, pages = self._pages.page_bytes, sum(s.pages for s in slots)
+        drops = tuple(map(tuple, self._dropped.tolist()))
         return Stats(sum(s.live for s in slots), pages * self.page_slots, (pool.pages - pool.n_free) * page,
-                     pool.pages * page, len(self._workspace), pages * page, pool.peak * page, by_reason(self._dropped))
+                     pool.pages * page, len(self._workspace), pages * page, pool.peak * page, drops)

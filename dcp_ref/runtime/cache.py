@@ -26,7 +26,7 @@ from dcp_ref.runtime.feeding import Batch
 from dcp_ref.runtime.live_tokens import Tokens, attend, could_need, in_memory
 from dcp_ref.runtime.lock import ForkAwareLock
 from dcp_ref.runtime.precision import check_storage, stored
-from dcp_ref.runtime.stats import REASONS, Stats, besides, by_reason
+from dcp_ref.runtime.stats import REASONS, Stats, besides
 
 LEARNED, INHERITED, STAYS = REASONS.index("learned"), REASONS.index("inherited"), -1
 
@@ -185,7 +185,7 @@ class KVCache:
         sequences, size = self._sequences.all(), self._token_bytes
         live, owned = sum(len(tokens.position) for layers in sequences for tokens in layers), in_memory(sequences)
         return Stats(live, live, owned * size, owned * size, 0, live * size, max(self._peak, owned * size),
-                     by_reason(self._dropped))
+                     tuple(map(tuple, self._dropped.tolist())))
 
     def _current(self, batch: Batch) -> bool:
         """Whether every sequence is the one that was reserved."""

@@ -79,15 +79,24 @@ def tokenize(tokenizer: Tokenizer, documents: Sequence[str], pool: Executor) -> 
     Each document begins with the tokenizer's prefix. If the prefix is itself an end of text, it comes once, at the
     start: before the other documents the end of the previous one stands for it.
     """
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    once, each = (tokenizer.prefix, []) if tokenizer.prefix == end else ([], tokenizer.prefix)
+    once = tokenizer.prefix if tokenizer.prefix == _end(tokenizer) else []
 
     def encode(document: str) -> np.ndarray:
-        ids = [np.array(tokenizer.encode(part, begins=False), dtype) for part in chunks(document)]
-        return np.concatenate([np.array(each, dtype), *ids, np.array(end, dtype)])
+        return encode_document(tokenizer, document)[len(once) :]
 
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     return np.concatenate([np.array(once if documents else [], dtype), *pool.map(encode, documents)])
+
+
+def encode_document(tokenizer: Tokenizer, document: str) -> np.ndarray:  # -> uint16 or uint32 [N]
+    """The token ids of one document: the tokenizer's prefix, the text, and an end of text if the tokenizer has one."""
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    ids = [np.array(tokenizer.encode(part, begins=False), dtype) for part in chunks(document)]
+    return np.concatenate([np.array(tokenizer.prefix, dtype), *ids, np.array(_end(tokenizer), dtype)])
+
+
+def _end(tokenizer: Tokenizer) -> list[int]:
+    return [] if tokenizer.eos_id is None else [tokenizer.eos_id]
 
 
 def split(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from tolerances import EVALUATED
 from training_tools import failing
 
 from dcp_ref import Engine, forward, policies
-from dcp_ref.analysis import perplexity
+from dcp_ref.analysis import perplexity, windows
 from dcp_ref.analysis.perplexity import evaluate, rows_at, spans
 from dcp_ref.training import step
 
@@ -64,7 +64,7 @@ def test_a_window_that_has_ended_is_not_held(backend, monkeypatch):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("owner", [Engine, perplexity])
+@pytest.mark.parametrize("owner", [Engine, windows])
 def test_nothing_is_held_when_an_evaluation_fails(backend, owner, monkeypatch):
     engine, name = Engine(MODEL, backend), "feed" if owner is Engine else "nats"
     monkeypatch.setattr(owner, name, failing(getattr(owner, name), 5, KeyboardInterrupt(), after=False))
@@ -124,7 +124,7 @@ def test_nothing_stays_behind_in_the_engine(monkeypatch):
     engine = Engine(MODEL)
     evaluate(engine, TOKENS, 40)
     assert engine.stats().live_tokens == 0
-    monkeypatch.setattr(perplexity, "nats", lambda *_: 1 / 0)
+    monkeypatch.setattr(windows, "nats", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         evaluate(engine, TOKENS, 40)
     assert engine.stats().live_tokens == 0

@@ -7,6 +7,7 @@ A new target: a function (data, directory), which writes the bytes to files ther
 some valid inputs. Several files are one input by `parts`: its first byte says which of the valid files is replaced.
 """
 
+import gzip
 import json
 import lzma
 import sys
@@ -25,6 +26,8 @@ import dcp_ref
 from dcp_ref.analysis.tasks import read_questions
 from dcp_ref.checkpoints import weights
 from dcp_ref.checkpoints.tokenizer import Tokenizer
+from dcp_ref.corpus import manifest
+from dcp_ref.corpus.reading import documents, read_parts
 from dcp_ref.runtime import saving
 from dcp_ref.training.data import read_documents
 
@@ -191,3 +194,19 @@ def tasks(data: bytes, directory: Path) -> None:
     """The first byte says which task."""
     (directory / "items.jsonl").write_bytes(data[1:])
     read_questions(list(ITEMS)[data[0] % len(ITEMS) if data else 0], str(directory / "items.jsonl"))
+
+
+ROWS = b'{"id": 1, "text": "The sea"}\n\n{"id": "two", "text": "caf\xe9"}\r\n[]\n'
+
+
+@target(lambda: [b"0" + ROWS, b"0" + ROWS.splitlines()[0], b"1" + gzip.compress(ROWS), b"2" + lzma.compress(ROWS),
+                 b"0" + NESTED, b'3{"task": "Scorer"}', b"3", b"3" + NESTED])
+def corpora(data: bytes, directory: Path) -> None:
+    """The first byte says how the rows are packed, or that it is the manifest."""
+    name = {b"1": "rows.gz", b"2": "rows.xz", b"3": manifest.NAME}.get(data[:1], "rows")
+    (directory / name).write_bytes(data[1:])
+    if name == manifest.NAME:
+        manifest.claim(directory, {"task": "Scorer"})
+        return
+    for part in read_parts([str(directory / name)], "id", "text", 2):
+        assert all(one.error or isinstance(one.text, str) for one in documents(part, "id", "text"))

@@ -30,6 +30,9 @@ NEW_MODEL = "--vocab-size 300 --config " + repr(json.dumps({"n_embd": 8, "n_head
 NOT_RUN = {  # why; what can be checked of them is checked below
     "pip install .": "installs, and needs the network: the wheel's own test does it",
     'pip install ".[lm-eval]"': "needs the network",
+    'pip install ".[ray]"': "needs the network",
+    "dcp-ref score --input corpus.jsonl --out scores --ray": "needs an extra: tests/corpus/test_on_ray.py does it",
+    "dcp-ref score --input corpus.jsonl --out scores --ray HEAD:6379": "needs a cluster",
     "make demo": "makes an environment, and needs the network",
     "make test": "these tests",
     "dcp-ref download gpt2": "needs the network and an extra",
@@ -60,6 +63,10 @@ def desk(tmp_path, monkeypatch):
         (tmp_path / f"{name}.txt").write_text(f"Chapter {name}\n\nThe sea", encoding="utf-8")
     item = {"activity_label": "Sailing", "ctx_a": "A man looks at the sea.", "ctx_b": "he", "label": 1,
             "endings": ["sings.", "looks back.", "is a tree.", "was."]}
+    rows = [{"id": name, "text": sentence} for name, sentence in (
+        ("sea", "The old man looked at the sea."), ("tea", "She said that it was time for tea. " * 80), ("none", ""))]
+    for name, some in (("corpus", rows), ("prompts", [{"id": n, "text": f"The sea {n}"} for n in range(2)])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
     (tmp_path / "items.jsonl").write_text(json.dumps(item) + "\n", encoding="utf-8")
     weights.save(text_model(dataclasses.replace(CONFIG, int_n_embd=None)), tmp_path / "gpt2")  # what download makes
     monkeypatch.chdir(tmp_path)

@@ -68,7 +68,8 @@ def test_reasons_are_those_of_c():
 
 @each_backend
 def test_a_new_engine_has_dropped_nothing(backend):
-    assert Engine(MODEL, backend).stats() == Stats(0, 0, 0, 0, 0, 0, 0, ({}, {}))
+    assert Engine(MODEL, backend).stats()[:7] == Stats(0, 0, 0, 0)[:7]
+    assert Engine(MODEL, backend).stats().dropped == ({}, {})
 
 
 @each_backend

@@ -120,7 +120,7 @@ def test_the_classes_run_in_datasets_map(model, mapper, processes, tmp_path):
     found = datasets.Dataset.from_dict(table).map(function, batched=True, batch_size=7, num_proc=processes,
                                                   keep_in_memory=True, load_from_cache_file=False)
     expected = function(table)
-    assert [json.dumps(found[name]) if name == "ids" else list(found[name]) for name in expected] == [
+    assert [json.dumps(list(found[name])) if name == "ids" else list(found[name]) for name in expected] == [
         json.dumps(list(column)) if name == "ids" else list(map(np.ndarray.tolist, map(np.asarray, column)))
         for name, column in expected.items()]
 

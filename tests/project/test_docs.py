@@ -25,6 +25,7 @@ PAGES = [ROOT / "README.md", *DOCS]
 SMALLER = {  # appended, so that a command takes seconds; of an option that comes twice, the last counts
     "train": "--steps 2 --batch 2 --micro-batch 1 --context 16 --warmup 1 --eval-windows 1 --threads 1",
     "evaluate": "--max-tokens 40 --threads 1",
+    "calibrate": "--windows 1 --shares 0.5 0.2",
 }
 NEW_MODEL = "--vocab-size 300 --config " + repr(json.dumps({"n_embd": 8, "n_head": 2, "n_layer": 2, "n_positions": 64}))
 NOT_RUN = {  # why; what can be checked of them is checked below

@@ -188,7 +188,7 @@ def float32_threshold(threshold: float, learned: bool) -> float:
 def _kept_thresholds(pairs: Any) -> tuple[tuple[float, float], ...]:
     """The field as pairs of floats, by ascending share. Raises ValueError."""
     good = isinstance(pairs, (list, tuple)) and all(isinstance(pair, (list, tuple)) and len(pair) == 2 and all(
-        isinstance(x, numbers.Real) and not isinstance(x, bool) and abs(x) < 1e38 for x in pair) for pair in pairs)
+        isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e38 for x in pair) for pair in pairs)
     if not good or not all(0 < share <= 1 for share, _ in pairs):
         raise ValueError("config: kept_thresholds must be [[share, threshold], ...], numbers, with shares above 0 and "
                          f"up to 1, not {pairs!r}")

@@ -37,6 +37,10 @@ NOT_RUN = {  # why; what can be checked of them is checked below
     "dcp-ref bench --quick": "takes half a minute of a quiet machine",
     "python benchmarks/decode.py --resume": "takes an hour, and rivals",
     "python benchmarks/shipped.py --text valid.txt.xz --dense DENSE": "DENSE is not shipped",
+    "python examples/studies/beyond/summary.py --text valid.txt.xz --windows 8 --seed 0": "takes minutes",
+    "python examples/studies/beyond/recall.py --text valid.txt.xz --windows 8 --seed 0": "takes minutes",
+    "python examples/studies/beyond/by_task.py --lambada lambada.jsonl --hellaswag hellaswag.jsonl --piqa piqa.jsonl "
+    "--winogrande winogrande.jsonl --text valid.txt.xz --limit 50 --seed 0": "takes minutes, and its tasks",
     "python -m dcp_ref.analysis.lm_eval --model dcp_ref --model_args pretrained=tiny policy=window:64 "
     "--tasks lambada_openai": "needs an extra, and the network",
 }

@@ -15,6 +15,8 @@ import dataclasses
 import math
 import numbers
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -36,12 +38,13 @@ ALIASES = {  # names that transformers reads too
 
 @dataclass(frozen=True)
 class Config:
-    """GPT-2's `config.json` under its Hugging Face names and defaults (GPT2Config's), and three fields for pruning.
+    """GPT-2's `config.json` under its Hugging Face names and defaults (GPT2Config's), and four fields for pruning.
 
     `int_n_embd` is the width r of the interaction queries and keys; None is a plain GPT-2, which keeps everything.
     With `propagate_in_depth` a token that one layer drops is dropped by all later layers too. A token is safe for
-    `int_delay` steps: token i may drop token j only where i - j > int_delay. `eos_token_id` may be several ids: each
-    ends a text.
+    `int_delay` steps: token i may drop token j only where i - j > int_delay. `kept_thresholds` are (share, threshold)
+    pairs, as measured: at this threshold the learned rule keeps this share of the context (`threshold_for`).
+    `eos_token_id` may be several ids: each ends a text.
     Raises ValueError, naming the field, when a value is impossible.
     """
 
@@ -60,6 +63,7 @@ class Config:
     int_n_embd: int | None = None
     propagate_in_depth: bool = False
     int_delay: int = 0
+    kept_thresholds: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
         positive = ["vocab_size", "n_positions", "n_embd", "n_layer", "n_head"]
@@ -87,6 +91,7 @@ class Config:
             raise ValueError(f"config: int_delay must be an integer of 0 or more, not {delay!r}")
         if isinstance(self.eos_token_id, list):  # as JSON has them
             object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
+        object.__setattr__(self, "kept_thresholds", _kept_thresholds(self.kept_thresholds))
         for eos in self.ends:
             if not isinstance(eos, int) or isinstance(eos, bool):
                 raise ValueError(f"config: eos_token_id must be an integer, a list of these or null, not {eos!r}")
@@ -116,6 +121,21 @@ class Config:
         eos = self.eos_token_id
         return eos if isinstance(eos, tuple) else () if eos is None else (eos,)
 
+    def threshold_for(self, share: float) -> float:
+        """The threshold at which the learned rule keeps this share of the context, by `kept_thresholds`.
+
+        Between shares that were measured, it is linear in the share's logarithm. Raises ValueError outside of them.
+        """
+        if not self.kept_thresholds:
+            raise ValueError(f"kept is {share}, but this model's config.json has no kept_thresholds: measure them with "
+                             "dcp-ref calibrate, or give a threshold")
+        shares, thresholds = zip(*self.kept_thresholds, strict=True)
+        if isinstance(share, bool) or not isinstance(share, numbers.Real) or not shares[0] <= share <= shares[-1]:
+            raise ValueError(f"kept must be from {shares[0]} to {shares[-1]}, the shares in this model's "
+                             f"kept_thresholds, not {share!r}: dcp-ref calibrate measures others")
+        measured = dict(self.kept_thresholds)
+        return measured[share] if share in measured else float(np.interp(np.log(share), np.log(shares), thresholds))
+
     @property
     def head_dim(self) -> int:  # D
         return self.n_embd // self.n_head
@@ -144,7 +164,37 @@ def check_threshold(threshold: float, learned: bool) -> float:
     return float(threshold)
 
 
+def threshold_or_kept(config: Config, threshold: float, kept: float | None, learned: bool) -> float:
+    """`check_threshold`; or, where `kept` is given, the threshold that the config has for this share of the context.
+
+    Raises ValueError as both do, when both are given, and when no scores are used.
+    """
+    if kept is None:
+        return check_threshold(threshold, learned)
+    if threshold != 0:
+        raise ValueError(f"kept is {kept} and threshold is {threshold}: give one of the two")
+    if not learned:
+        raise ValueError(f"kept is {kept}, but nothing is dropped by a learned score here: leave it out, or use a "
+                         "model with interaction weights and the policy learned")
+    return config.threshold_for(kept)
+
+
 def float32_threshold(threshold: float, learned: bool) -> float:
     """The threshold in float32, as the scores of a cache are; inf where it is too large. Raises ValueError."""
     with np.errstate(over="ignore"):
         return float(np.float32(check_threshold(threshold, learned)))
+
+
+def _kept_thresholds(pairs: Any) -> tuple[tuple[float, float], ...]:
+    """The field as pairs of floats, by ascending share. Raises ValueError."""
+    good = isinstance(pairs, (list, tuple)) and all(isinstance(pair, (list, tuple)) and len(pair) == 2 and all(
+        isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) < 1e38 for x in pair) for pair in pairs)
+    if not good or not all(0 < share <= 1 for share, _ in pairs):
+        raise ValueError("config: kept_thresholds must be [[share, threshold], ...], numbers, with shares above 0 and "
+                         f"up to 1, not {pairs!r}")
+    result = tuple(sorted((float(share), float(threshold)) for share, threshold in pairs))
+    for (share, threshold), (more, lower) in pairwise(result):
+        if share == more or threshold < lower:
+            raise ValueError(f"config: kept_thresholds has {threshold:g} for a share of {share:g} and {lower:g} for "
+                             f"{more:g}: each share stands once, and a larger one needs a lower threshold")
+    return result

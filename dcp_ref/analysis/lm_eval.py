@@ -38,7 +38,7 @@ class DcpRef(LM):
     """
 
     def __init__(self, pretrained: str = "tiny", policy: str | None = None, threshold: float = 0.0,
-                 backend: str | None = None, weights: str = "float32", kv: str = "float32",
+                 kept: float | None = None, backend: str | None = None, weights: str = "float32", kv: str = "float32",
                  threads: int | None = None, batch_size: Any = None, max_batch_size: Any = None,
                  device: Any = None) -> None:  # the harness gives the last three; they are not used
         super().__init__()
@@ -48,7 +48,7 @@ class DcpRef(LM):
             raise ValueError(f"{pretrained} has no tokenizer with an end of text, which the harness needs")
         self.tokenizer, self.end = tokenizer, end
         self.engine = Engine(self.model, backend, policy=None if policy is None else policies.parse(policy),
-                             threshold=threshold, weights=weights, kv=kv, threads=threads)
+                             threshold=threshold, kept=kept, weights=weights, kv=kv, threads=threads)
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-probability, whether greedy) of each request's (context, continuation)."""

@@ -1,14 +1,14 @@
 """Perplexity and the share of context kept, measured token by token through the cache."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from dcp_ref.analysis.windows import Window, batch_of, measured, spans
+from dcp_ref.analysis.windows import Span, Window, batch_of, measured, spans
 from dcp_ref.config import Config
 from dcp_ref.runtime.engine import Engine
 
@@ -82,10 +82,11 @@ def rows_at(n_tokens: int, context: int, stride: int) -> np.ndarray:  # -> int64
 
 
 def evaluate(engine: Engine, tokens: np.ndarray, context: int | None = None, stride: int | None = None, *,
-             batch: int | None = None, progress: str | None = None) -> Evaluation:
+             batch: int | None = None, progress: str | None = None, starts: Sequence[int] | None = None) -> Evaluation:
     """Feed a text [N] through the cache in windows (`spans`), one token a step, `batch` windows at once.
 
     Row i predicts token i + 1. The result equals that of the dense forward with the engine's policy over each window.
+    With `starts`, windows begin there alone, and all their rows are scored.
     `progress` is the title of a progress bar, shown if stderr is a terminal; None for no bar.
     Raises ValueError as `check_windows` and Engine.feed do.
     """
@@ -93,8 +94,11 @@ def evaluate(engine: Engine, tokens: np.ndarray, context: int | None = None, str
     batch = batch_of(engine.config, context) if batch is None else batch
     if isinstance(batch, bool) or batch < 1:
         raise ValueError(f"batch must be 1 or more, not {batch}")
-    todo, ids = spans(len(tokens) - 1, context, stride), tokens.astype(np.int64)
-    windows, T, L = [Window.of(ids, span) for span in todo], todo[0].end, engine.config.n_layer
+    todo = spans(len(tokens) - 1, context, stride) if starts is None else [Span(n, n, n + context) for n in starts]
+    if not todo or not all(0 <= span.start <= span.end < len(tokens) for span in todo):
+        raise ValueError(f"starts must be from 0 to {len(tokens) - 1 - context}, for windows of {context} rows")
+    ids, T, L = tokens.astype(np.int64), todo[0].end - todo[0].start, engine.config.n_layer
+    windows = [Window.of(ids, span) for span in todo]
     total = Evaluation(np.arange(T), np.zeros(T, np.int64), np.zeros(T), np.zeros((L, T), np.int64))
     rows = sum(span.end - span.start for span in todo)
     with (tqdm(total=rows, unit=" tokens", desc=progress, disable=True if progress is None else None) as bar,

@@ -8,7 +8,20 @@ from collections.abc import Sequence
 from typing import Any, TextIO, cast
 
 from dcp_ref import __version__
-from dcp_ref.cli import bench, conformance, download, evaluate, generate, info, options, score, streams, trace, train
+from dcp_ref.cli import (
+    bench,
+    calibrate,
+    conformance,
+    download,
+    evaluate,
+    generate,
+    info,
+    options,
+    score,
+    streams,
+    trace,
+    train,
+)
 from dcp_ref.training.signals import Stopped
 
 COMMANDS: dict[str, Any] = {  # modules: HELP is one line, `add_options` adds to a parser, `run` obeys: None is code 0
@@ -16,6 +29,7 @@ COMMANDS: dict[str, Any] = {  # modules: HELP is one line, `add_options` adds to
     "train": train,
     "evaluate": evaluate,
     "score": score,
+    "calibrate": calibrate,
     "trace": trace,
     "conformance": conformance,
     "download": download,

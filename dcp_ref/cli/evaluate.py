@@ -71,8 +71,9 @@ def check(args: argparse.Namespace) -> None:
                 raise ValueError(f"--{name.replace('_', '-')} goes with --{needed}: add it, or leave this out")
     if args.task and not args.data:
         raise ValueError(f"--task {args.task} needs --data FILE, its items")
-    if args.sweep and (args.policy is not None or args.threshold != 0 or args.batch is not None):
-        raise ValueError("--sweep chooses policies, thresholds and the batch itself: leave those out")
+    fixed = (args.policy, args.kept, args.batch) != (None, None, None) or args.threshold != 0
+    if args.sweep and fixed:
+        raise ValueError("--sweep chooses policies, thresholds, shares and the batch itself: leave those out")
 
 
 def _text(args: argparse.Namespace) -> None:
@@ -115,7 +116,8 @@ def _task(args: argparse.Namespace) -> None:
         raise ValueError(f"{inputs.name(args.data)}, {error}") from None
     engines = [engine]
     if engine.policy.learned:
-        engines.append(options.engine(model, argparse.Namespace(**{**vars(args), "policy": "dense", "threshold": 0.0})))
+        nothing = {"policy": "dense", "threshold": 0.0, "kept": None}
+        engines.append(options.engine(model, argparse.Namespace(**vars(args) | nothing)))
     results = {str(each.policy): zero_shot.answer(each, args.task, questions, encoded, str(each.policy))
                for each in engines}
     facts = {**_facts(args, engine), "task": args.task}

@@ -75,8 +75,12 @@ def add_rule(p: argparse.ArgumentParser) -> None:
         help=f"the rule that drops tokens: {policies.FORMS}. Those with a W keep the W newest tokens and, besides, "
              "nothing, each STRIDE-th, the FIRST oldest, or the N most attended to; learned:N is learned, and holds at "
              "most N earlier tokens in each layer (default: learned if the model has a learned rule, else dense)")
-    add("--threshold", type=float, default=0.0, metavar="T",
+    one = p.add_mutually_exclusive_group().add_argument
+    one("--threshold", type=float, default=0.0, metavar="T",
         help="the learned rule drops a token unless its score is above T: lower keeps more (default: 0)")
+    one("--kept", type=float, metavar="SHARE",
+        help="instead: the share of the context to keep, as 0.2; the model's config.json has the threshold for it "
+             "(dcp-ref calibrate)")
 
 
 def add_storage(p: argparse.ArgumentParser) -> None:
@@ -124,5 +128,5 @@ def _shard(text: str) -> tuple[int, int]:
 def engine(model: Model, args: argparse.Namespace) -> Engine:
     """The engine that the options of `add_engine` describe. Raises ValueError or RuntimeError as Engine does."""
     policy = None if args.policy is None else policies.parse(args.policy)
-    return Engine(model, args.backend, policy=policy, threshold=args.threshold, weights=args.weights, kv=args.kv,
-                  threads=args.threads, max_cache_bytes=args.max_cache_bytes)
+    return Engine(model, args.backend, policy=policy, threshold=args.threshold, kept=args.kept, weights=args.weights,
+                  kv=args.kv, threads=args.threads, max_cache_bytes=args.max_cache_bytes)

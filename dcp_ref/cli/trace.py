@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     own = _check(args)
     model = load(args.model)
     ids = tokenizer_of(model).encode(args.pin + args.text) if args.text is not None else _file(args, model)
-    traces = _traces(args, model, ids, args.policy, args.threshold)
+    traces = _traces(args, model, ids, args.policy, args.threshold, args.kept)
     if args.summary:
         summed = summary(traces, own)
         print(json.dumps(summed.to_dict()) if args.json else summed)
@@ -143,9 +143,10 @@ def _file(args: argparse.Namespace, model: Model) -> list[int]:
     return tokens if args.max_tokens is None else tokens[: args.max_tokens]
 
 
-def _traces(args: argparse.Namespace, model: Model, ids: list[int], rule: str | None, threshold: float) -> list[Trace]:
+def _traces(args: argparse.Namespace, model: Model, ids: list[int], rule: str | None, threshold: float,
+            kept: float | None = None) -> list[Trace]:
     policy = None if rule is None else policies.parse(rule)
-    found = windows(model, ids, policy, threshold, args.backend, args.scores, args.pin or None)
+    found = windows(model, ids, policy, threshold, args.backend, args.scores, args.pin or None, kept)
     return [replace(one, name=Path(args.model).name) for one in found]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dcp_ref.checkpoints.weights import Model
-from dcp_ref.config import check_threshold
+from dcp_ref.config import threshold_or_kept
 from dcp_ref.policies import Policy, for_model
 from dcp_ref.runtime import kernels, saving
 from dcp_ref.runtime.cache import KVCache
@@ -29,7 +29,8 @@ class Engine:
     `policy` decides what is dropped (policies.py): None is the learned scores where the model has them, else nothing is
     dropped. The logits and the live positions are those of the dense forward with that policy at alpha = inf.
     `threshold`: the learned rule drops a token unless its score is above the threshold. A lower threshold keeps more;
-    a model is trained for 0.
+    a model is trained for 0. `kept`, instead: the share of the context to keep, for which the model's config has a
+    threshold (Config.threshold_for).
     A rule of one's own (policies.rule) decodes with NumPy's cache, and with the native backend's kernels.
     `weights` is the storage type of matrices, `kv` of keys and values: "float32", "float16" or "int8" (precision.py).
     `threads` is the most that are used, and no more than OpenMP gives (OMP_NUM_THREADS, threadpoolctl); None is all.
@@ -40,11 +41,11 @@ class Engine:
 
     def __init__(self, model: Model, backend: str | None = None, *, policy: Policy | None = None,
                  threshold: float = 0.0, weights: str = "float32", kv: str = "float32", threads: int | None = None,
-                 max_cache_bytes: int | None = None) -> None:
+                 max_cache_bytes: int | None = None, kept: float | None = None) -> None:
         self.backend, self.config, self.weights, self.kv = (
             _backend(backend), model.config, check_storage("weights", weights), check_storage("kv", kv))
         self.policy = for_model(model.config, policy)
-        self.threshold = check_threshold(threshold, self.policy.learned)
+        self.threshold = threshold_or_kept(model.config, threshold, kept, self.policy.learned)
         for name, value, end in (("threads", threads, 2**31), ("max_cache_bytes", max_cache_bytes, math.inf)):
             if value is not None and (isinstance(value, bool) or not 1 <= operator.index(value) < end):
                 raise ValueError(f"{name} must be a positive integer or None, not {value}")

@@ -32,7 +32,7 @@ def generate(
 ) -> list[Generation]:
     """Continue each prompt (a text, or token ids), all in one batch: one Generation a prompt, in their order.
 
-    `backend` and `engine_options` (policy, threshold, weights, kv, threads, max_cache_bytes) are Engine's.
+    `backend` and `engine_options` (policy, threshold, kept, weights, kv, threads, max_cache_bytes) are Engine's.
     Row b draws from SeedSequence([seed, b]) and ends by itself: it does not depend on the rows beside it. When it ends,
     the others can use its pages. temperature 0 is greedy.
     `pin` says which tokens of each prompt are pinned: no rule ever drops these. It is a text that each prompt begins

@@ -16,7 +16,8 @@ from dcp_ref.tracing.record import Trace
 
 
 def trace(model: Model, text_or_ids: Prompt, policy: Policy | None = None, threshold: float = 0.0,
-          backend: str | None = None, scores: bool = False, pinned: Pin | None = None) -> Trace:
+          backend: str | None = None, scores: bool = False, pinned: Pin | None = None,
+          kept: float | None = None) -> Trace:
     """Who drops whom as this text, or these token ids, go through the cache: the arguments are Engine's.
 
     `scores`: whether files and pages of the trace hold interaction queries and keys too; that needs a learned policy.
@@ -26,11 +27,12 @@ def trace(model: Model, text_or_ids: Prompt, policy: Policy | None = None, thres
     """
     ids = prompt_ids(model, text_or_ids, "text_or_ids")
     pins = prompt_pins(pinned, text_or_ids, ids, model.tokenizer, "text_or_ids")
-    return windows(model, ids, policy, threshold, backend, scores, pins)[0]
+    return windows(model, ids, policy, threshold, backend, scores, pins, kept)[0]
 
 
 def windows(model: Model, text_or_ids: Prompt, policy: Policy | None = None, threshold: float = 0.0,
-            backend: str | None = None, scores: bool = False, pinned: Pin | None = None) -> list[Trace]:
+            backend: str | None = None, scores: bool = False, pinned: Pin | None = None,
+            kept: float | None = None) -> list[Trace]:
     """`trace` of a text of any length: in windows of n_positions tokens, each decoded by itself.
 
     A window has the pins of its own tokens: a leading text is pinned in the first alone.
@@ -39,7 +41,7 @@ def windows(model: Model, text_or_ids: Prompt, policy: Policy | None = None, thr
     """
     ids = prompt_ids(model, text_or_ids, "text_or_ids", whole=False)
     pins = prompt_pins(pinned, text_or_ids, ids, model.tokenizer, "text_or_ids")
-    engine = Engine(model, backend, policy=policy, threshold=threshold)
+    engine = Engine(model, backend, policy=policy, threshold=threshold, kept=kept)
     if scores and not engine.policy.learned:
         raise ValueError(f"scores: policy {engine.policy} has none; leave scores out, or trace with a learned policy")
     size = model.config.n_positions

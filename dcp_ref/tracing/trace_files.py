@@ -88,8 +88,10 @@ def _policy(fields: dict[str, Any]) -> Policy:
 
 
 def hash_of(model: Model) -> str:
-    """SHA-256 of a model's config and weights, in hexadecimal digits."""
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(model.config), sort_keys=True).encode())
+    """SHA-256 of a model's config and weights, in hexadecimal digits; but for kept_thresholds, which measure both."""
+    fields = dataclasses.asdict(model.config)
+    del fields["kept_thresholds"]
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     for name, array in sorted(model.params.items()):
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)

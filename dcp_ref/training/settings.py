@@ -121,10 +121,11 @@ class TrainSettings:
             raise ValueError(f"config {self.config}: {error}") from error
 
     def with_pruning(self, config: Config) -> Config:
-        """`config` with the interaction weights that this run trains.
+        """`config` with the interaction weights that this run trains, and without what was measured of other weights.
 
         Raises ValueError when it already has some, and `prune` is not given or `int_n_embd` is another width.
         """
+        config = dataclasses.replace(config, kept_thresholds=())
         if not self.prune:
             if config.int_n_embd is not None:
                 raise ValueError(f"prune: {self.init or 'the config'} has interaction weights (int_n_embd "

@@ -1,5 +1,7 @@
 """Sizes that keep what is asked: the share predicted is the share measured."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from models import moderate_model, random_model
@@ -64,3 +66,43 @@ def test_a_share_that_no_threshold_has():
             model.params[name] = np.zeros_like(model.params[name])  # every score is 0: all stays, or nothing
     [low, half] = calibration.thresholds(model, np.zeros((1, 20), int), (1.0, 0.5))
     assert low < 0 and abs(half) < 0.01
+
+
+@pytest.mark.parametrize("propagate", [False, True])
+def test_a_card(propagate):
+    """Through the cache, each threshold keeps its share of windows of n_positions tokens."""
+    model = moderate_model(propagate_in_depth=propagate)
+    tokens = np.random.default_rng(1).integers(0, 300, 500)
+    found = calibration.card(model, tokens, (0.1, 0.6, 0.3), windows=3)
+    assert [one.share for one in found] == [0.6, 0.3, 0.1] and all(one.reached for one in found)
+    assert [one.threshold for one in found] == sorted(one.threshold for one in found)
+    for one in found:
+        assert one.kept == pytest.approx(one.share, rel=2 * calibration.CARD_CLOSE)
+        result = evaluate(Engine(model, threshold=one.threshold), tokens, starts=[0, 185, 371])
+        assert (one.kept, one.perplexity) == (result.share_kept, result.perplexity)
+    config = dataclasses.replace(model.config, kept_thresholds=tuple(one[:2] for one in found))
+    between = evaluate(Engine(model._replace(config=config), kept=0.2), tokens, starts=[0, 185, 371])
+    assert between.share_kept == pytest.approx(0.2, rel=0.2)
+
+
+def test_a_share_that_is_not_reached():
+    model = random_model(moderate_model().config, 0, 0.0)
+    for name in model.params:
+        if "int" in name:
+            model.params[name] = np.zeros_like(model.params[name])
+    [half] = calibration.card(model, np.zeros(200, int), (0.5,), windows=1)
+    assert not half.reached and half.kept in (0, 1)
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"shares": ()}, r"shares must be above 0 and up to 1, not \[\]"),
+    ({"shares": (0.5, 0.0)}, "shares must be above 0 and up to 1"),
+    ({"shares": (1.5,)}, "shares must be above 0 and up to 1"),
+    ({"shares": (float("nan"),)}, "shares must be above 0 and up to 1"),
+    ({"windows": 0}, "windows must be 1 or more, not 0"),
+    ({"tokens": np.zeros(128, int)}, "the text has 128 tokens, but a window and its last target need 129"),
+    ({"model": moderate_model(int_n_embd=None)}, "policy learned: this model has no interaction weights"),
+])
+def test_what_a_card_cannot_be_made_of(changes, words):
+    with pytest.raises(ValueError, match=words):
+        calibration.card(**{"model": moderate_model(), "tokens": np.zeros(129, int)} | changes)

@@ -53,6 +53,18 @@ def test_equals_the_dense_forward(backend, policy, stride):
     assert 0 < found.share_kept < 1 or policy == "dense"
 
 
+def test_windows_of_one_s_own():
+    """Each is scored whole: the sums are those of each window alone."""
+    found = evaluate(Engine(MODEL), TOKENS, 40, batch=2, starts=[0, 7, 109])
+    alone = [evaluate(Engine(MODEL), TOKENS[start : start + 41], 40) for start in (0, 7, 109)]
+    np.testing.assert_array_equal(found.live, sum(one.live for one in alone))
+    assert_allclose(found.nats, sum(one.nats for one in alone), **EVALUATED)
+    assert set(found.tokens) == {3}
+    for starts in ([], [-1], [0, 110]):
+        with pytest.raises(ValueError, match="starts must be from 0 to 109, for windows of 40 rows"):
+            evaluate(Engine(MODEL), TOKENS, 40, starts=starts)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_window_that_has_ended_is_not_held(backend, monkeypatch):
     engine, most = Engine(MODEL, backend, policy=policies.dense), []

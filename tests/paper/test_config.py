@@ -58,3 +58,47 @@ def test_the_scale_of_attention():
     assert Config(**sizes, scale_attn_weights=False).attention_scale(3) == 1
     by_layer = Config(**sizes, scale_attn_by_inverse_layer_idx=True)
     assert [by_layer.attention_scale(layer) for layer in (0, 3)] == [0.25, 0.0625]
+
+
+CARD = Config(kept_thresholds=((0.5, -2), (0.1, 0.25), (0.2, -0.5)))
+
+
+def test_a_share_that_was_measured_has_its_threshold():
+    assert CARD.kept_thresholds == ((0.1, 0.25), (0.2, -0.5), (0.5, -2.0))
+    assert [CARD.threshold_for(share) for share, _ in CARD.kept_thresholds] == [0.25, -0.5, -2]
+    assert CARD.threshold_for(np.float64(0.2)) == -0.5
+
+
+def test_between_two_shares_the_threshold_is_linear_in_the_logarithm_of_the_share():
+    assert CARD.threshold_for(math.sqrt(0.1 * 0.2)) == pytest.approx(-0.125)
+    assert CARD.threshold_for(0.2**0.25 * 0.5**0.75) == pytest.approx(-0.5 * 0.25 - 2 * 0.75)
+    shares = np.geomspace(0.1, 0.5, 50)
+    assert (np.diff([CARD.threshold_for(share) for share in shares]) < 0).all()
+
+
+@pytest.mark.parametrize("share", [0.099, 0.51, 0, -0.2, 1, math.nan, math.inf, True, "0.2", None])
+def test_a_share_that_the_config_has_no_threshold_for(share):
+    with pytest.raises(ValueError, match=r"kept must be from 0\.1 to 0\.5, .* not .*: dcp-ref calibrate"):
+        CARD.threshold_for(share)
+
+
+def test_a_config_without_thresholds_says_how_to_get_them():
+    with pytest.raises(ValueError, match=r"kept is 0\.2, but .* has no kept_thresholds: .* dcp-ref calibrate"):
+        Config().threshold_for(0.2)
+
+
+def test_thresholds_there_and_back():
+    fields = json.loads(json.dumps(CARD.to_dict()))
+    assert fields["kept_thresholds"] == [[0.1, 0.25], [0.2, -0.5], [0.5, -2.0]]
+    assert Config.from_dict(fields) == CARD and hash(CARD) == hash(Config.from_dict(fields))
+    assert Config.from_dict({}).kept_thresholds == () == Config.from_dict(Config().to_dict()).kept_thresholds
+
+
+@pytest.mark.parametrize("pairs", [
+    None, 3, "pairs", {"0.2": 1}, [0.2, 1], [[0.2]], [[0.2, 1, 2]], [["0.2", 1]], [[0.2, None]], [[True, 1]],
+    [[0.2, math.nan]], [[0.2, math.inf]], [[0, 1]], [[-0.1, 1]], [[1.1, 0]], [[math.nan, 0]], [[0.2, 10**400]],
+    [[0.2, 1], [0.2, 0]], [[0.2, 1], [0.5, 2]],
+])
+def test_pairs_that_are_no_thresholds(pairs):
+    with pytest.raises(ValueError, match="config: kept_thresholds"):
+        Config.from_dict({"kept_thresholds": pairs})

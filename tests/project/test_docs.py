@@ -25,6 +25,7 @@ PAGES = [ROOT / "README.md", *DOCS]
 SMALLER = {  # appended, so that a command takes seconds; of an option that comes twice, the last counts
     "train": "--steps 2 --batch 2 --micro-batch 1 --context 16 --warmup 1 --eval-windows 1 --threads 1",
     "evaluate": "--max-tokens 40 --threads 1",
+    "calibrate": "--windows 1 --shares 0.5 0.2",
 }
 NEW_MODEL = "--vocab-size 300 --config " + repr(json.dumps({"n_embd": 8, "n_head": 2, "n_layer": 2, "n_positions": 64}))
 NOT_RUN = {  # why; what can be checked of them is checked below
@@ -39,6 +40,10 @@ NOT_RUN = {  # why; what can be checked of them is checked below
     "dcp-ref bench --quick": "takes half a minute of a quiet machine",
     "python benchmarks/decode.py --resume": "takes an hour, and rivals",
     "python benchmarks/shipped.py --text valid.txt.xz --dense DENSE": "DENSE is not shipped",
+    "python examples/studies/beyond/summary.py --text valid.txt.xz --windows 8 --seed 0": "takes minutes",
+    "python examples/studies/beyond/recall.py --text valid.txt.xz --windows 8 --seed 0": "takes minutes",
+    "python examples/studies/beyond/by_task.py --lambada lambada.jsonl --hellaswag hellaswag.jsonl --piqa piqa.jsonl "
+    "--winogrande winogrande.jsonl --text valid.txt.xz --limit 50 --seed 0": "takes minutes, and its tasks",
     "python -m dcp_ref.analysis.lm_eval --model dcp_ref --model_args pretrained=tiny policy=window:64 "
     "--tasks lambada_openai": "needs an extra, and the network",
 }

@@ -12,9 +12,11 @@ from tolerances import CACHE_ATTENTION, PROJECTION, TINY_LOGITS, TRAINING_FLOAT3
 
 import dcp_ref
 from dcp_ref import native
+from dcp_ref.analysis.likelihood import nats
 
 FOLDER = Path(__file__).parents[2] / "examples"
-STUDIES = sorted((FOLDER / "studies").glob("*.py"))
+BEYOND = sorted((FOLDER / "studies" / "beyond").glob("*.py"))
+STUDIES = [*sorted((FOLDER / "studies").glob("*.py")), *BEYOND]
 EXAMPLES = [*sorted(FOLDER.glob("*.py")), *STUDIES]
 PATH = os.pathsep.join([str(Path(dcp_ref.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
 ENVIRONMENT = os.environ | {"PYTHONPATH": PATH, "PYTHONUTF8": "1"}
@@ -144,6 +146,51 @@ def check_what_is_dropped(out):
     assert len(ages) >= 3 and (ages[0] > ages[-1]).all()
 
 
+def lines_of(out):
+    """The cells of each line of the table in a study's output."""
+    found = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("|")]
+    return found[2:]  # a title, and the rule under it
+
+
+def check_summary(out):
+    rows = lines_of(out)
+    kept = [float(row[1].rstrip("%")) for row in rows]
+    assert [row[0].partition(":")[0] for row in rows] == ["sinks"] * 4 + ["learned at 0"]
+    assert kept[:4] == sorted(kept[:4], reverse=True) and all(0 < share < 100 for share in kept)
+    perplexities = np.array([row[2:6] for row in rows], float)
+    assert (perplexities > 1).all() and all(len({*row}) == 4 for row in perplexities)  # each is another attention
+    assert all(row[6] not in row[2:6] for row in rows) and rows[4][6] == ""
+    changes = [float(row[7].partition("%")[0]) for row in rows]
+    assert changes == pytest.approx(100 * (perplexities[:, 1] / perplexities[:, 0] - 1), abs=0.1)
+
+
+def check_recall(out):
+    """With m as large as the text, a query attends to everything: all rules are the dense model then."""
+    lines = lines_of(out)
+    assert len(lines) == 5 and len({line[6] for line in lines}) == 1
+    assert all(0 < float(line[1].rstrip("%")) < 100 and len({*line[2:6]}) > 1 for line in lines)
+    model = dcp_ref.load("tiny")
+    passage = re.search(r'PASSAGE = """(.*?)"""', (FOLDER / "studies/beyond/recall.py").read_text(), re.S)[1]
+    ids = np.array(model.tokenizer.encode(passage))
+    logits = dcp_ref.forward(model.params, ids[None, :-1], model.config, policy=dcp_ref.policies.dense).logits[0]
+    assert float(lines[0][6]) == pytest.approx(np.exp(nats(logits, ids[1:]).mean()), abs=0.011)
+
+
+def check_by_task(out):
+    rows = lines_of(out)
+    assert [row[1] for row in rows] == ["-1", "-0.5", "0", "0.5", "1", "1.5"] * 2
+    for task in ("lambada", "plain text"):
+        kept, text = ([float(row[n].rstrip("%")) for row in rows if row[0] == task] for n in (2, 3))
+        assert len(kept) == 6 and (np.diff(kept) < 0).all() and (np.diff(text) < 0).all()
+        assert 0 < kept[-1] < kept[0] < 100
+        assert out.count(f"\n{task} loses ") == 1
+    model, [last] = dcp_ref.load("tiny"), [row for row in rows if row[:2] == ["plain text", "0.5"]]
+    passage = re.search(r'PASSAGE = """(.*?)"""', (FOLDER / "studies/beyond/by_task.py").read_text(), re.S)[1]
+    found = dcp_ref.trace(model, passage, threshold=0.5)
+    assert float(last[2].rstrip("%")) == pytest.approx(100 * found.share_kept.mean(), abs=0.06)
+    assert float(last[5]) == pytest.approx(-found.log_probabilities.mean(), abs=0.11)  # the last token is not fed there
+
+
 CHECKS = {name: check for name, check in globals().items() if name.startswith("check_")}
 
 
@@ -164,9 +211,10 @@ def test_an_example_prints_what_it_promises(example, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_text_that_is_too_short_is_named(tmp_path):
+@pytest.mark.parametrize("name", ["what_is_dropped", "summary", "recall", "by_task"])
+def test_a_text_that_is_too_short_is_named(tmp_path, name):
     (tmp_path / "empty.txt").touch()
-    [example] = [path for path in STUDIES if path.stem == "what_is_dropped"]
+    [example] = [path for path in STUDIES if path.stem == name]
     done = subprocess.run([sys.executable, str(example), "--text", "empty.txt"], check=False, capture_output=True,
                           encoding="utf-8", cwd=tmp_path, env=ENVIRONMENT)
     assert done.returncode == 2 and "--text empty.txt: 0 tokens are too few" in done.stderr
@@ -181,15 +229,18 @@ def test_the_slot_table_says_when_there_is_no_extension(tmp_path):
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_is_short_and_documented(example):
     lines = example.read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= (90 if "argparse" in example.read_text(encoding="utf-8") else 60)
+    most = 150 if example in BEYOND else 90 if "argparse" in example.read_text(encoding="utf-8") else 60
+    assert len(lines) <= most
     assert lines[0].startswith('"""') and any(line.startswith("Watch for: ") for line in lines[:9])
 
 
 def test_there_is_one_check_for_every_example():
     assert sorted(CHECKS) == sorted(map(check_of, EXAMPLES))
-    assert len(EXAMPLES) == 10
+    assert len(EXAMPLES) == 13
 
 
-def test_the_studies_have_a_sign():
-    sign = (FOLDER / "studies" / "README.md").read_text(encoding="utf-8")
-    assert re.findall(r"^\| \[(\S+)\]\(\1\) \|", sign, re.M) == [path.name for path in STUDIES]
+@pytest.mark.parametrize("folder", [FOLDER / "studies", FOLDER / "studies" / "beyond"], ids=lambda path: path.name)
+def test_the_studies_have_a_sign(folder):
+    sign = (folder / "README.md").read_text(encoding="utf-8")
+    files = [path.name for path in STUDIES if path.parent == folder]
+    assert re.findall(r"^\| \[(\S+)\]\(\1\) \|", sign, re.M) == files

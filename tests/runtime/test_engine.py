@@ -9,7 +9,7 @@ import pytest
 from models import SMALL, random_params
 from theorem_tools import BACKENDS
 
-from dcp_ref import Engine, Model, forward, native, policies
+from dcp_ref import Engine, Model, forward, generate, native, policies, trace
 from dcp_ref.native import extension
 
 MODEL = Model(SMALL, random_params(SMALL, 1, np.float32), None)
@@ -132,6 +132,31 @@ def test_thresholds(backend):
         with pytest.raises(ValueError, match=r"threshold is 2, .* leave it 0, or use a model with interaction weights"):
             Engine(model, backend, policy=policy, threshold=2)
         assert Engine(model, backend, policy=policy, threshold=0).threshold == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_share_to_keep(backend):
+    """The config's threshold for it; refused beside a threshold, and where no scores are used."""
+    model = MODEL._replace(config=dataclasses.replace(SMALL, kept_thresholds=((0.1, 1.5), (0.4, -0.5))))
+    for policy in (None, policies.learned, policies.budget(3)):
+        assert Engine(model, backend, policy=policy, kept=0.1).threshold == 1.5
+    between = Engine(model, backend, kept=0.2).threshold
+    assert between == model.config.threshold_for(0.2) == pytest.approx(0.5)
+    [one], [two] = (generate(model, [[1, 2, 3]], 5, backend=backend, seed=3, **options)
+                    for options in ({"kept": 0.2}, {"threshold": between}))
+    assert one.ids == two.ids
+    np.testing.assert_array_equal(trace(model, [1, 2, 3, 4], kept=0.2, backend=backend).lifetime,
+                                  trace(model, [1, 2, 3, 4], threshold=between, backend=backend).lifetime)
+    with pytest.raises(ValueError, match=r"kept is 0\.1 and threshold is 2: give one of the two"):
+        Engine(model, backend, threshold=2, kept=0.1)
+    with pytest.raises(ValueError, match=r"kept must be from 0\.1 to 0\.4"):
+        Engine(model, backend, kept=0.5)
+    with pytest.raises(ValueError, match="no kept_thresholds"):
+        Engine(MODEL, backend, kept=0.1)
+    plain = model._replace(config=dataclasses.replace(model.config, int_n_embd=None))
+    for other, policy in ((plain, None), (model, policies.window(2)), (model, policies.dense)):
+        with pytest.raises(ValueError, match=r"kept is 0\.1, .* leave it out, or use a model with interaction weights"):
+            Engine(other, backend, policy=policy, kept=0.1)
 
 
 def test_backends():

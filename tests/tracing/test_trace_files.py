@@ -65,6 +65,11 @@ def test_another_model_is_refused():
     assert trace.with_model(moderate_model()).why(0, 1, 0)
 
 
+def test_a_model_that_was_calibrated_since_is_the_same():
+    m, measured = moderate_model(), moderate_model(kept_thresholds=((0.1, 1.0),))
+    assert dcp_ref.trace(m, [1, 2, 3]).with_model(measured).weights_hash == dcp_ref.trace(measured, [1]).weights_hash
+
+
 @pytest.fixture
 def saved(tmp_path):
     path = tmp_path / "a.safetensors"

@@ -8,9 +8,9 @@ BUILD := $(CURDIR)/$(RUN)/python setup.py -q build_ext --inplace
 PYTEST := HYPOTHESIS_PROFILE=ci $(CURDIR)/$(RUN)/python -m pytest --capture=sys
 THREADED := $(patsubst %,tests/%.py,native/test_kernels native/test_training_native native/test_invariance \
   runtime/test_cache runtime/test_threads)
-NATIVE := tests/native $(patsubst %,tests/runtime/test_%.py,any_line cache cache_memory cache_policies checks engine memory \
-  reentry refused_memory theorem theorem_storage threads)
-.PHONY: demo test lint bench mutants stress ray fuzz wheel lm-eval asan tsan baseline clean
+NATIVE := tests/native $(patsubst %,tests/runtime/test_%.py,any_line cache cache_memory cache_policies checks engine \
+  feeding memory reentry refused_memory saving theorem theorem_storage threads)
+.PHONY: demo test lint bench mutants stress ray conformance fuzz wheel lm-eval asan tsan baseline clean
 
 demo: .venv/run
 	$(RUN)/dcp-ref generate "The old man looked at the sea" --model tiny
@@ -32,6 +32,9 @@ mutants stress: .venv/test
 ray: .venv/test,corpus,ray
 	$(RUN)/pip install -q datasets && DCP_LONG=1 $(RUN)/python -m pytest tests/corpus
 
+conformance: .venv/test
+	DCP_LONG=1 $(RUN)/python -m pytest -n auto --dist worksteal tests/testing
+
 fuzz:
 	$(PYTHON) -m venv build/fuzz && build/fuzz/bin/pip install -q -e . atheris
 	build/fuzz/bin/python tests/fuzz/run.py $(or $(SECONDS),600)
@@ -48,7 +51,7 @@ lm-eval: .venv/test,lm-eval
 asan: .venv/test
 	$(COPY) CFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=undefined" $(BUILD)
 	cd build/$@ && ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=8 \
-	  LD_PRELOAD=$$(gcc -print-file-name=libasan.so) $(PYTEST) $(NATIVE)
+	  LD_PRELOAD=$$(gcc -print-file-name=libasan.so) $(PYTEST) -n auto --dist worksteal $(NATIVE)
 
 tsan: .venv/test
 	$(COPY) CC=clang LDSHARED="clang -shared" CFLAGS="-g -fsanitize=thread" $(BUILD)

@@ -32,7 +32,7 @@ def described(args: argparse.Namespace) -> job.Job:
 def run(args: argparse.Namespace, mapper: Mapper, described: job.Job) -> int:
     """Do the job, and print what it did. Returns the exit code."""
     totals = job.run(described, mapper, progress=args.command)
-    print(f"{totals.rows} rows, {totals.errors} with an error; {totals.made} parts made, {totals.kept} were there")
+    print(f"{totals.rows} rows, {totals.errors} with an error; parts: {totals.made} made, {totals.kept} there")
     if totals.errors:
         streams.say(f"dcp-ref {args.command}", "some rows have an error: their column error says which one")
     return BAD_ROWS if totals.errors else 0

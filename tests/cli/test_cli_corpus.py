@@ -22,9 +22,9 @@ def rows_in(out):
 
 def test_score_prints_what_it_did_and_resumes(capsys, model, tmp_path):
     arguments = ["score", "--input", write(tmp_path / "rows", GOOD), "--out", str(tmp_path / "out"), "--model", model]
-    assert call(capsys, *arguments) == (0, "2 rows, 0 with an error; 1 parts made, 0 were there\n", "")
+    assert call(capsys, *arguments) == (0, "2 rows, 0 with an error; parts: 1 made, 0 there\n", "")
     before = contents(tmp_path / "out")
-    assert call(capsys, *arguments) == (0, "2 rows, 0 with an error; 0 parts made, 1 were there\n", "")
+    assert call(capsys, *arguments) == (0, "2 rows, 0 with an error; parts: 0 made, 1 there\n", "")
     assert contents(tmp_path / "out") == before
     assert [row["id"] for row in rows_in(tmp_path / "out")] == ["a", 2]
     assert_refused(call(capsys, *arguments, "--policy", "window:3"), "policy was 'learned' and now is 'window:3'")
@@ -35,7 +35,7 @@ def test_bad_rows_are_exit_code_3_each_time(capsys, model, tmp_path):
                  model, "--part-rows", "2"]
     for made, there in ((2, 0), (0, 2)):
         code, out, err = call(capsys, *arguments)
-        assert (code, out) == (3, f"3 rows, 1 with an error; {made} parts made, {there} were there\n")
+        assert (code, out) == (3, f"3 rows, 1 with an error; parts: {made} made, {there} there\n")
         assert err == "dcp-ref score: some rows have an error: their column error says which one\n"
     assert [row["error"] for row in rows_in(tmp_path / "out")] == ["row 1: text must be a string", "", ""]
 
@@ -44,7 +44,7 @@ def test_standard_input_a_limit_and_a_shard(capsys, model, tmp_path, monkeypatch
     stdin_of(monkeypatch, b"\n".join(GOOD * 5).replace(b'"text"', b'"body"').replace(b'"id"', b'"name"'))
     code, out, _ = call(capsys, "score", "--input", "-", "--out", str(tmp_path), "--model", model, "--limit", "7",
                         "--part-rows", "2", "--shard", "2/2", "--id", "name", "--text", "body")
-    assert (code, out) == (0, "3 rows, 0 with an error; 2 parts made, 0 were there\n")
+    assert (code, out) == (0, "3 rows, 0 with an error; parts: 2 made, 0 there\n")
     assert [file.name[5:13] for file in parts_of(tmp_path)] == ["00000001", "00000003"]
 
 
@@ -52,7 +52,7 @@ def test_generate_continues_prompts(capsys, model, tmp_path):
     arguments = ["generate", "--input", write(tmp_path / "rows", [*GOOD, b'{"id": 4, "text": ""}']), "--model", model,
                  "--max-new-tokens", "6", "--seed", "3", "--stop", r"\n", "--out"]
     code, out, _ = call(capsys, *arguments, str(tmp_path / "a"))
-    assert (code, out) == (3, "3 rows, 1 with an error; 1 parts made, 0 were there\n")
+    assert (code, out) == (3, "3 rows, 1 with an error; parts: 1 made, 0 there\n")
     a, _, c = rows_in(tmp_path / "a")
     assert list(a) == ["id", "text", "ids", "stop_reason", "error"] and len(a["ids"]) <= 6 and a["error"] == ""
     assert c == {"id": 4, "text": "", "ids": [], "stop_reason": "error", "error": "the text is empty"}

@@ -237,7 +237,8 @@ def test_a_fork_without_free_pages():
     sequence, row = cache.new_sequence(), np.ones((1, 64), np.float32)
     cache.step(0, cache.reserve([sequence], [1]), row, row, row)
     child = Sequence(cache.c)
-    parent, other = cache._sequences[sequence].c, Sequence(cache.c)
+    held, other = cache._sequences[sequence], Sequence(cache.c)
+    parent = held.c  # which does not keep its memory
     assert lib.dcp_sequence_fork(cache.c, child.c, parent) == lib.DCP_OK
     assert child.c.layer[0].pages == 1 and cache.stats().bytes_reserved == cache._pages.page_bytes
     assert lib.dcp_sequence_fork(cache.c, child.c, parent) == lib.DCP_EINVAL  # it has tokens

@@ -32,8 +32,7 @@ mutants stress: .venv/test
 ray: .venv/test,corpus,ray
 	$(RUN)/pip install -q datasets && DCP_LONG=1 $(RUN)/python -m pytest tests/corpus
 
-conformance: .venv/test
-	DCP_LONG=1 $(RUN)/python -m pytest -n auto --dist worksteal tests/testing
+conformance: .venv/test ; DCP_LONG=1 $(RUN)/python -m pytest -n auto --dist worksteal tests/testing
 
 fuzz:
 	$(PYTHON) -m venv build/fuzz && build/fuzz/bin/pip install -q -e . atheris

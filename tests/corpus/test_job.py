@@ -148,14 +148,14 @@ def test_another_model_and_another_task_are_refused_by_name(model, rows, scores,
 def test_another_input_is_refused(model, rows, tmp_path):
     lines, scorer = Path(rows).read_bytes().splitlines(), Scorer(model)
     out = tmp_path / "out"
-    job.run(described(write(tmp_path / "a", lines[:50]), out), scorer)
+    job.run(described(write(tmp_path / "a", lines[:50]), out, part_rows=10), scorer)
     with pytest.raises(ValueError, match="made from other rows than part 0 has now: the input has changed"):
-        job.run(described(write(tmp_path / "b", lines[1:50]), out), scorer)
+        job.run(described(write(tmp_path / "b", lines[1:50]), out, part_rows=10), scorer)
     with pytest.raises(ValueError, match="has part 4, but the input has 4 parts"):
-        job.run(described(write(tmp_path / "c", lines[:40]), out), scorer)
+        job.run(described(write(tmp_path / "c", lines[:40]), out, part_rows=10), scorer)
     (out / "part-00000000-0123456789abcdef.jsonl").write_bytes(b"")
     with pytest.raises(ValueError, match="part 0 is there twice"):
-        job.run(described(write(tmp_path / "a", lines[:50]), out), scorer)
+        job.run(described(write(tmp_path / "a", lines[:50]), out, part_rows=10), scorer)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 3000])

@@ -57,11 +57,12 @@ def test_a_function_in_c_passes():
 
 
 @pytest.mark.parametrize("cls", broken.BROKEN, ids=lambda cls: cls.__name__)
-def test_a_broken_cache_is_refused_by_the_check_meant_for_it(cls, tmp_path):
+def test_a_broken_cache_is_refused_by_the_check_meant_for_it(cls, tmp_path, monkeypatch):
     """It is the first that fails, its message names the fault, and its script fails by itself.
 
     Of the checks before it, the last three are run, or all with DCP_LONG.
     """
+    monkeypatch.setattr(testing.suite, "SHRINKS", 40)  # a case that is small enough
     names = [check.name for check in CHECKS]
     before = names[: names.index(cls.meant) + 1][0 if os.environ.get("DCP_LONG") else -4 :]
     report = check_cache(cls, 100, level=3, failures=tmp_path, first=True, checks=before)

@@ -43,7 +43,7 @@ def draw(integer: Integer, check: str, focus: Focus, supports: frozenset[str], p
     starts, quiet = (np.array(x, bool) for x in (history.starts, history.quiet))
     q, k, v, q_int, k_int, beta = _numbers(rng, focus.scores, layers, r, threshold, starts, quiet)
     if focus.large:
-        _enlarge(rng, focus.scores, q, k, v, q_int, k_int, beta)
+        _enlarge(rng, focus.scores, threshold, q, k, v, q_int, k_int, beta)
     pinned = (rng.random(len(starts)) < 0.3) & (focus.pins and "pins" in supports)
     return Case(check, config, policy, threshold, kv, focus.scores != "real", tuple(history.ops), q, k, v, q_int, k_int,
                 beta, pinned, tuple(draws))
@@ -142,17 +142,18 @@ def _numbers(rng: np.random.Generator, scores: str, L: int, r: int, threshold: f
     return tuple(x.astype(np.float32) for x in arrays)
 
 
-def _enlarge(rng: np.random.Generator, scores: str, q, k, v, q_int, k_int, beta) -> None:  # arrays of _numbers
+def _enlarge(rng: np.random.Generator, scores: str, threshold: float, q, k, v, q_int, k_int, beta) -> None:
     """Change the numbers so that 16 bits do not hold them; what is exact in float32 stays so.
 
     Where nothing drops, attention's logits go beyond 88, where exp of a float32 is infinite; they are exact. Elsewhere
-    interaction keys are near 2048, in steps of 1, where float16 has steps of 2; and some heads hold zeros alone.
+    interaction keys are near 2048, in steps of 1, where float16 has steps of 2: 2049 stays and 2048 leaves. Some heads
+    hold zeros alone.
     """
     if scores == "high":
         q[:], k[:] = np.round(4 * q) / 4, np.round(4 * k) / 4
         q[..., ::4], k[..., ::4] = 16, k[..., ::4] + 16
         return
-    q_int[:], k_int[:], beta[:] = 0, 0, beta - 2048
+    q_int[:], k_int[:], beta[:] = 0, 0, threshold - 2048.5
     q_int[..., 0] = math.sqrt(q_int.shape[-1])
     k_int[..., 0] = 2048 + rng.integers(-3, 4, k_int.shape[:-1])
     zeros = rng.random(k.shape[:-1]) < 0.3

@@ -9,6 +9,7 @@ In memory the parameters are one flat dict of arrays: `shapes` lists the names.
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -137,6 +138,17 @@ def save(model: Model, directory: str | PathLike[str]) -> None:
         if current(Path(directory) / GENERATION).exists():  # it overrides config.json
             fields = files.read_json(Path(directory) / GENERATION) | {"eos_token_id": config.eos_token_id}
             (temporary / GENERATION).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def hash_of(model: Model) -> str:
+    """SHA-256 of a model's config and weights, in hexadecimal digits; but for kept_thresholds, which measure both."""
+    fields = {name: x for name, x in dataclasses.asdict(model.config).items() if name != "kept_thresholds"}
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
+    for name, array in sorted(model.params.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+        files.forget(array)
+    return digest.hexdigest()
 
 
 def checked(config: Config, params: Params, where: Callable[[str], str]) -> Params:

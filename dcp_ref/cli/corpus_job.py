@@ -6,7 +6,7 @@ from typing import Any
 
 from dcp_ref import __version__
 from dcp_ref.checkpoints import inputs
-from dcp_ref.cli import streams
+from dcp_ref.cli import options, streams
 from dcp_ref.corpus import job
 from dcp_ref.corpus.mapper import Mapper
 
@@ -16,8 +16,7 @@ BAD_ROWS = 3  # the exit code of a job that is done, and had rows with an error
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """What a Mapper takes, of the options that commands share."""
     return {"model": args.model, "id": args.id or "id", "text": args.text or "text", "batch": args.batch,
-            **{name: getattr(args, name) for name in ("policy", "threshold", "backend", "weights", "kv", "threads",
-                                                      "max_cache_bytes")}}
+            **options.engine_arguments(args)}
 
 
 def described(args: argparse.Namespace) -> job.Job:

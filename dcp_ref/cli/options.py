@@ -128,5 +128,10 @@ def _shard(text: str) -> tuple[int, int]:
 def engine(model: Model, args: argparse.Namespace) -> Engine:
     """The engine that the options of `add_engine` describe. Raises ValueError or RuntimeError as Engine does."""
     policy = None if args.policy is None else policies.parse(args.policy)
-    return Engine(model, args.backend, policy=policy, threshold=args.threshold, kept=args.kept, weights=args.weights,
-                  kv=args.kv, threads=args.threads, max_cache_bytes=args.max_cache_bytes)
+    return Engine(model, **engine_arguments(args) | {"policy": policy})
+
+
+def engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """All options of `add_engine`, by Engine's names; the policy is still a name, or None."""
+    names = ("policy", "threshold", "kept", "backend", "weights", "kv", "threads", "max_cache_bytes")
+    return {name: getattr(args, name) for name in names}

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 
 from dcp_ref import native, policies
 from dcp_ref.checkpoints import weights
-from dcp_ref.checkpoints.files import forget
 from dcp_ref.checkpoints.tokenizer import Tokenizer
 from dcp_ref.policies import Policy
 from dcp_ref.runtime.engine import Engine
@@ -83,7 +81,7 @@ class Mapper:
         """All that decides the bits of a result, in types that JSON can hold: what a manifest keeps."""
         engine = self.engine
         policy: Policy = engine.policy
-        return {"task": type(self).__name__, "weights_sha256": sha256_of_weights(self.model),
+        return {"task": type(self).__name__, "weights_sha256": weights.hash_of(self.model),
                 "tokenizer_sha256": sha256_of_tokenizer(self.tokenizer), "policy": str(policy),
                 "threshold": repr(float(engine.threshold)), STORED: engine.weights, "kv": engine.kv,
                 "id": self.id, "text": self.text, **self.own, **arithmetic(engine.backend)}
@@ -110,16 +108,6 @@ def arithmetic(backend: str) -> dict[str, str]:
     found = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", [])
     return {"backend": backend, "simd": native.simd_level() if backend == "native" else "",
             "numpy": " ".join([np.__version__, *found])}
-
-
-def sha256_of_weights(model: weights.Model) -> str:
-    """A hash of a model's config and parameters."""
-    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    for name, array in model.params.items():
-        digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-        forget(array)
-    return digest.hexdigest()
 
 
 def sha256_of_tokenizer(tokenizer: Tokenizer) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dcp_ref.checkpoints.weights import Model
+from dcp_ref.checkpoints.weights import Model, hash_of
 from dcp_ref.config import Config
 from dcp_ref.policies import Policy
 from dcp_ref.tracing import as_json, text_picture, trace_files
@@ -147,7 +147,7 @@ class Trace:
 
     def with_model(self, model: Model) -> "Trace":
         """This trace with its model. Raises ValueError for a model that it was not made with."""
-        if trace_files.hash_of(model) != self.weights_hash:
+        if hash_of(model) != self.weights_hash:
             raise ValueError("model: its config or weights are not those of the model that this trace was made with")
         trace = replace(self, model=model)
         known = {name: value for name, value in vars(self).items() if name not in vars(trace)}
@@ -157,7 +157,7 @@ class Trace:
     @cached_property
     def weights_hash(self) -> str:
         """SHA-256 of the model's config and weights."""
-        return self.hash_in_file or trace_files.hash_of(self.with_weights)
+        return self.hash_in_file or hash_of(self.with_weights)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a safetensors file for dcp_ref.tracing.load, without the model. Raises OSError."""

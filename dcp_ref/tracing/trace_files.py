@@ -1,7 +1,6 @@
 """A trace in a safetensors file: its arrays, and in the header all else as JSON. Nothing is ever unpickled."""
 
 import dataclasses
-import hashlib
 import json
 from os import PathLike
 from pathlib import Path
@@ -12,7 +11,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from dcp_ref.checkpoints.replacing import replacing
-from dcp_ref.checkpoints.weights import Model
 from dcp_ref.config import Config, check_threshold
 from dcp_ref.policies import Policy
 from dcp_ref.tracing.as_json import FORMAT, VERSION
@@ -85,17 +83,6 @@ def _policy(fields: dict[str, Any]) -> Policy:
                          "trace the text again")
 
     return Policy(**fields | {"rule": rule if fields.get("rule") else None})
-
-
-def hash_of(model: Model) -> str:
-    """SHA-256 of a model's config and weights, in hexadecimal digits; but for kept_thresholds, which measure both."""
-    fields = dataclasses.asdict(model.config)
-    del fields["kept_thresholds"]
-    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
-    for name, array in sorted(model.params.items()):
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

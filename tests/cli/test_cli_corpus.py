@@ -7,6 +7,8 @@ from cli_tools import assert_refused, call, saved, stdin_of
 from corpus_tools import contents, parts_of, write
 from text_models import text_model
 
+from dcp_ref import load
+
 GOOD = [b'{"id": "a", "text": "the old man"}', b'{"id": 2, "text": "the sea was grey"}']
 BAD = b'{"id": 3}'
 
@@ -28,6 +30,16 @@ def test_score_prints_what_it_did_and_resumes(capsys, model, tmp_path):
     assert contents(tmp_path / "out") == before
     assert [row["id"] for row in rows_in(tmp_path / "out")] == ["a", 2]
     assert_refused(call(capsys, *arguments, "--policy", "window:3"), "policy was 'learned' and now is 'window:3'")
+
+
+@pytest.mark.parametrize("command", ["score", "generate"])
+def test_a_job_obeys_the_share_to_keep(capsys, tmp_path, command):
+    """It is the engine's as in other commands: kept stands for a threshold, which the manifest has."""
+    out = tmp_path / "out"
+    given = [command, "--input", write(tmp_path / "rows", GOOD), "--out", str(out), "--model", "tiny", "--kept", "0.1"]
+    assert call(capsys, *given)[0] == 0
+    expected = repr(float(load("tiny").config.threshold_for(0.1)))
+    assert json.loads((out / "manifest.json").read_text())["threshold"] == expected != "0.0"
 
 
 def test_bad_rows_are_exit_code_3_each_time(capsys, model, tmp_path):
